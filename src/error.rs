@@ -1,0 +1,292 @@
+//! The one error type: which operation failed, on what, why, and what can be done about it.
+
+use core::fmt;
+use nix::errno::Errno;
+
+/// What lacuna was doing when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Operation {
+    /// userfaultfd(2), or opening `/dev/userfaultfd` and its `USERFAULTFD_IOC_NEW`.
+    Open,
+    /// `UFFDIO_API`, the handshake that enables features.
+    Api,
+    /// `UFFDIO_REGISTER`.
+    Register,
+    /// `UFFDIO_UNREGISTER`.
+    Unregister,
+    /// `UFFDIO_COPY`.
+    Copy,
+    /// `UFFDIO_ZEROPAGE`.
+    Zeropage,
+    /// `UFFDIO_WAKE`.
+    Wake,
+    /// `UFFDIO_WRITEPROTECT`.
+    WriteProtect,
+    /// `UFFDIO_CONTINUE`.
+    Continue,
+    /// `UFFDIO_POISON`.
+    Poison,
+    /// `UFFDIO_MOVE`.
+    Move,
+    /// read(2) of an event from a userfaultfd.
+    ReadEvent,
+    /// mmap(2) or mprotect(2).
+    Map,
+    /// madvise(2).
+    Advise,
+    /// Installing the SIGBUS handler.
+    InstallHandler,
+    /// Installing the hooks that keep arenas working in forked children.
+    InstallForkHooks,
+    /// Making a template.
+    Template,
+    /// [`ArenaBuilder::reserve`](crate::ArenaBuilder::reserve).
+    Reserve,
+    /// [`Arena::populate`](crate::Arena::populate).
+    Populate,
+    /// [`Arena::discard`](crate::Arena::discard) or [`Arena::reset`](crate::Arena::reset).
+    Discard,
+    /// [`Arena::set_limit`](crate::Arena::set_limit).
+    SetLimit,
+    /// [`Arena::measure`](crate::Arena::measure).
+    Measure,
+    /// Making a [`SparseArray`](crate::SparseArray).
+    Array,
+}
+
+impl Operation {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open a userfaultfd",
+            Self::Api => "UFFDIO_API",
+            Self::Register => "UFFDIO_REGISTER",
+            Self::Unregister => "UFFDIO_UNREGISTER",
+            Self::Copy => "UFFDIO_COPY",
+            Self::Zeropage => "UFFDIO_ZEROPAGE",
+            Self::Wake => "UFFDIO_WAKE",
+            Self::WriteProtect => "UFFDIO_WRITEPROTECT",
+            Self::Continue => "UFFDIO_CONTINUE",
+            Self::Poison => "UFFDIO_POISON",
+            Self::Move => "UFFDIO_MOVE",
+            Self::ReadEvent => "read a userfaultfd event",
+            Self::Map => "map memory",
+            Self::Advise => "madvise",
+            Self::InstallHandler => "install the SIGBUS handler",
+            Self::InstallForkHooks => "install the fork hooks",
+            Self::Template => "make a template",
+            Self::Reserve => "reserve an arena",
+            Self::Populate => "populate",
+            Self::Discard => "discard",
+            Self::SetLimit => "set the limit",
+            Self::Measure => "measure",
+            Self::Array => "make a sparse array",
+        }
+    }
+}
+
+/// Why an operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A system call failed; [`Error::errno`] says how.
+    Os,
+    /// A length of zero was given where something must have a size.
+    ZeroLength,
+    /// The length does not fit the address space.
+    TooLong,
+    /// A byte offset or address is not a multiple of the page size.
+    Unaligned,
+    /// A range starts after its end, or reaches past the end of the arena or file.
+    OutOfBounds,
+    /// The template is longer than the arena.
+    TemplateTooLong,
+    /// The template could not be read: its file shrank or its device failed.
+    TemplateUnreadable,
+    /// A budget must allow at least one page.
+    BudgetTooSmall,
+    /// The budget has no room for what was asked.
+    BudgetExhausted,
+    /// The limit lies past the end of the reservation.
+    LimitPastLength,
+    /// The range reaches past the limit.
+    LimitExceeded,
+    /// A name must fit 63 bytes.
+    NameTooLong,
+    /// A window must be at least one page.
+    WindowTooSmall,
+    /// The element type has no size.
+    ZeroSized,
+    /// The element type's alignment is larger than arenas are aligned to (2 MiB).
+    Overaligned,
+    /// The kernel lacks a feature that is needed.
+    Unsupported,
+    /// A feature that makes no sense with the others that were asked for.
+    Conflict,
+}
+
+impl ErrorKind {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Os => "the system call failed",
+            Self::ZeroLength => "the length is zero",
+            Self::TooLong => "the length does not fit the address space",
+            Self::Unaligned => "not a multiple of the page size",
+            Self::OutOfBounds => "the range is out of bounds",
+            Self::TemplateTooLong => "the template is longer than the arena",
+            Self::TemplateUnreadable => "the template cannot be read",
+            Self::BudgetTooSmall => "the budget is smaller than one page",
+            Self::BudgetExhausted => "the budget is exhausted",
+            Self::LimitPastLength => "the limit lies past the end of the reservation",
+            Self::LimitExceeded => "the range reaches past the limit",
+            Self::NameTooLong => "the name is longer than 63 bytes",
+            Self::WindowTooSmall => "a window is at least one page",
+            Self::ZeroSized => "the element type has no size",
+            Self::Overaligned => "the element type is aligned to more than 2 MiB",
+            Self::Unsupported => "the kernel lacks a feature that is needed",
+            Self::Conflict => "the features exclude each other",
+        }
+    }
+}
+
+/// What an operation failed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Subject {
+    #[default]
+    Nothing,
+    /// One number: bytes, or a feature word.
+    Value(usize),
+    /// Byte addresses or byte offsets.
+    Range { start: usize, end: usize },
+}
+
+/// A failed operation of lacuna.
+///
+/// It is `Copy`, never allocates, and names the operation, what it worked on, the cause and, for
+/// the causes that a user can do something about, what that is.
+///
+/// ```
+/// let error = lacuna::Arena::builder(0).reserve().unwrap_err();
+/// assert_eq!(error.kind(), lacuna::ErrorKind::ZeroLength);
+/// assert_eq!(error.to_string(), "reserve an arena (0): the length is zero");
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Error {
+    operation: Operation,
+    kind: ErrorKind,
+    errno: Option<Errno>,
+    subject: Subject,
+}
+
+/// What fallible operations of lacuna return.
+pub type Result<T> = core::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) const fn new(operation: Operation, kind: ErrorKind) -> Self {
+        Self { operation, kind, errno: None, subject: Subject::Nothing }
+    }
+
+    pub(crate) const fn os(operation: Operation, errno: Errno) -> Self {
+        Self { operation, kind: ErrorKind::Os, errno: Some(errno), subject: Subject::Nothing }
+    }
+
+    pub(crate) const fn value(mut self, value: usize) -> Self {
+        self.subject = Subject::Value(value);
+        self
+    }
+
+    pub(crate) const fn range(mut self, start: usize, end: usize) -> Self {
+        self.subject = Subject::Range { start, end };
+        self
+    }
+
+    /// The operation that failed.
+    #[must_use]
+    pub const fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// Why it failed.
+    #[must_use]
+    pub const fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The error number of the system call that failed, if one did.
+    #[must_use]
+    pub const fn errno(&self) -> Option<Errno> {
+        self.errno
+    }
+
+    /// What the user can do about it, where that is known.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match (self.operation, self.kind, self.errno) {
+            (Operation::Open, _, Some(Errno::EPERM | Errno::EACCES)) => {
+                "userfaultfd is denied: allow the system call in the seccomp profile \
+                 (container runtimes deny it by default), or set vm.unprivileged_userfaultfd=1, \
+                 or grant access to /dev/userfaultfd"
+            }
+            (Operation::Open, _, Some(Errno::ENOSYS)) => {
+                "this kernel or sandbox has no userfaultfd (CONFIG_USERFAULTFD)"
+            }
+            (Operation::Open, _, Some(Errno::EMFILE)) => "raise RLIMIT_NOFILE (ulimit -n)",
+            (Operation::Map, _, Some(Errno::ENOMEM)) => {
+                "the address space, RLIMIT_AS, vm.max_map_count or vm.overcommit_memory=2 \
+                 does not allow this reservation"
+            }
+            (Operation::Populate, ErrorKind::BudgetExhausted, _) => {
+                "raise the budget or discard what is no longer needed"
+            }
+            (_, ErrorKind::Unsupported, _) => {
+                "arenas need Linux 5.14 or later with userfaultfd's SIGBUS mode"
+            }
+            (_, ErrorKind::Conflict, _) => {
+                "in SIGBUS mode no events are queued, so EVENT_* features would never be read and \
+                 would make fork, mremap and madvise wait for ever"
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.operation.name())?;
+        match self.subject {
+            Subject::Nothing => {}
+            Subject::Value(value) => write!(f, " ({value})")?,
+            Subject::Range { start, end } => write!(f, " ({start:#x}..{end:#x})")?,
+        }
+        match (self.kind, self.errno) {
+            (ErrorKind::Os, Some(errno)) => write!(f, ": {} ({errno:?})", errno.desc())?,
+            (kind, Some(errno)) => write!(f, ": {} ({errno:?})", kind.text())?,
+            (kind, None) => write!(f, ": {}", kind.text())?,
+        }
+        match self.hint() {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({self})")
+    }
+}
+
+impl core::error::Error for Error {}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind as Io;
+        let kind = match (error.kind, error.errno) {
+            (_, Some(errno)) => Self::from_raw_os_error(errno as i32).kind(),
+            (ErrorKind::BudgetExhausted, None) => Io::OutOfMemory,
+            (ErrorKind::Unsupported, None) => Io::Unsupported,
+            _ => Io::InvalidInput,
+        };
+        Self::new(kind, error)
+    }
+}
