@@ -179,7 +179,7 @@ pub struct Error {
 }
 
 /// What fallible operations of lacuna return.
-pub type Result<T> = core::result::Result<T, Error>;
+pub type Result<T, E = Error> = core::result::Result<T, E>;
 
 impl Error {
     pub(crate) const fn new(operation: Operation, kind: ErrorKind) -> Self {

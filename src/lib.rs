@@ -3,11 +3,20 @@
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("lacuna needs Linux on a 64-bit machine: it is built on userfaultfd(2)");
 
+mod arena;
 mod atomic;
 mod error;
+mod fault;
+mod lock;
 mod page;
+mod sparse;
 pub mod uffd;
 
+pub use arena::{Arena, ArenaBuilder, Populated, Stats, Template};
 pub use error::{Error, ErrorKind, Operation, Result};
+pub use fault::decode::Access;
+pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
+pub use fault::window::Window;
 pub use nix::errno::Errno;
 pub use page::page_size;
+pub use sparse::{PopulatedElements, SparseArray};

@@ -1,0 +1,192 @@
+//! Making arenas.
+
+use super::mapping::{Layout, Mapping};
+use super::registrar::REGISTRAR;
+use super::template::Template;
+use super::{Arena, engine};
+use crate::atomic::AtomicUsize;
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::ledger::Ledger;
+use crate::fault::region::{Counters, Name, Region};
+use crate::fault::source::{Buffers, Source};
+use crate::fault::tables::{self, Tables};
+use crate::fault::window::Window;
+use crate::page::{CHUNK, page_shift, page_size, round_up};
+
+/// What an arena is to be; made by [`Arena::builder`], it makes the arena with
+/// [`reserve`](Self::reserve).
+///
+/// Bad values are reported by `reserve`, so that setters can be chained.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is reserved before `reserve`"]
+pub struct ArenaBuilder<'a> {
+    pub(crate) len: usize,
+    name: &'a str,
+    template: Template,
+    budget: Option<usize>,
+    limit: Option<usize>,
+    window: Window,
+}
+
+impl<'a> ArenaBuilder<'a> {
+    pub(crate) const fn new(len: usize) -> Self {
+        Self {
+            len,
+            name: "",
+            template: Template::zero(),
+            budget: None,
+            limit: None,
+            window: Window::Adaptive,
+        }
+    }
+
+    /// A name for diagnostics, at most 63 bytes; empty by default.
+    pub const fn name(mut self, name: &'a str) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// What untouched pages contain; zeroes by default.
+    pub fn template(mut self, template: Template) -> Self {
+        self.template = template;
+        self
+    }
+
+    /// The most bytes that may be resident and lent together, rounded down to whole pages; without
+    /// a budget, whatever the system has. A touch that would exceed it is a violation.
+    pub const fn budget(mut self, bytes: usize) -> Self {
+        self.budget = Some(bytes);
+        self
+    }
+
+    /// The prefix of the reservation, in bytes rounded up to whole pages, that may be touched; all
+    /// of it by default. See [`Arena::set_limit`].
+    pub const fn limit(mut self, bytes: usize) -> Self {
+        self.limit = Some(bytes);
+        self
+    }
+
+    /// How many pages one fault resolves; [`Window::Adaptive`] by default.
+    pub const fn window(mut self, window: Window) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// Reserves the arena. It costs address space, a few system calls whatever its size, and no
+    /// memory to speak of.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::ZeroLength`], [`ErrorKind::TooLong`]: no such length.
+    /// - [`ErrorKind::NameTooLong`], [`ErrorKind::BudgetTooSmall`] (less than a page),
+    ///   [`ErrorKind::LimitPastLength`], [`ErrorKind::WindowTooSmall`] (no page),
+    ///   [`ErrorKind::TemplateTooLong`]: no such value.
+    /// - [`ErrorKind::Os`] with [`Operation::Open`]: userfaultfd is denied.
+    /// - [`ErrorKind::Os`] with [`Operation::Map`]: the address space is not to be had.
+    /// - [`ErrorKind::Unsupported`]: the kernel is older than 5.14.
+    ///
+    /// ```
+    /// let arena = lacuna::Arena::builder(1 << 40)
+    ///     .name("index")
+    ///     .template(lacuna::Template::repeat(&u32::MAX)?)
+    ///     .budget(64 << 20)
+    ///     .limit(1 << 30)
+    ///     .reserve()?;
+    /// assert_eq!(arena.len(), 1 << 40);
+    /// # Ok::<(), lacuna::Error>(())
+    /// ```
+    pub fn reserve(self) -> Result<Arena> {
+        let layout = Layout::new(self.len)?;
+        let settings = self.check(&layout)?;
+        engine::start()?;
+
+        let tables_layout = tables::Layout::new(layout.span / CHUNK);
+        let tables = Mapping::zeroed(tables_layout.size)?;
+        let (buffers, source) = self.source()?;
+        let reservation = Mapping::reserve(layout.total)?;
+        let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
+        reservation.open(offset, layout.len)?;
+        reservation.forbid_huge_pages(offset, layout.len)?;
+        // SAFETY: the offset lies within the mapping.
+        let base = unsafe { reservation.base().add(offset) };
+        engine::register(base.as_ptr().addr(), layout.len)?;
+
+        let region = Region {
+            base: base.as_ptr().addr(),
+            pages: layout.len >> page_shift(),
+            page_shift: page_shift(),
+            budget: settings.budget,
+            window: self.window,
+            source,
+            name: settings.name,
+            limit: AtomicUsize::new(settings.limit),
+            // SAFETY: the mapping is zeroed, page-aligned, as large as the layout says, and goes
+            // after the region does.
+            tables: unsafe { Tables::new(tables.base(), tables_layout) },
+            ledger: Ledger::new(),
+            counters: Counters::default(),
+        };
+        let seat = REGISTRAR.lock().publish(region, layout.span)?;
+        Ok(Arena {
+            seat,
+            base,
+            span: layout.span,
+            _reservation: reservation,
+            _tables: tables,
+            _buffers: buffers,
+            _template: self.template,
+        })
+    }
+
+    /// The handler's view of the template, and the buffers that a page function needs.
+    fn source(&self) -> Result<(Option<PageBuffers>, Source)> {
+        let Some(function) = self.template.function() else {
+            return Ok((None, self.template.source()));
+        };
+        let pages = Mapping::zeroed(Buffers::COUNT * page_size())?;
+        // SAFETY: the mapping is used by these buffers alone, and goes after them.
+        let buffers = Box::new(unsafe { Buffers::new(pages.base().as_ptr(), page_size()) });
+        let source = Source::Generate { function, buffers: &raw const *buffers };
+        Ok((Some(PageBuffers { _buffers: buffers, _pages: pages }), source))
+    }
+
+    /// Checks the values and converts them to pages.
+    fn check(&self, layout: &Layout) -> Result<Settings> {
+        let error = |kind, value| Err(Error::new(Operation::Reserve, kind).value(value));
+        let Some(name) = Name::new(self.name) else {
+            return error(ErrorKind::NameTooLong, self.name.len());
+        };
+        if self.window == Window::Pages(0) {
+            return error(ErrorKind::WindowTooSmall, 0);
+        }
+        if self.template.len() > layout.len {
+            return error(ErrorKind::TemplateTooLong, self.template.len());
+        }
+        let budget = match self.budget {
+            Some(bytes) if bytes < page_size() => return error(ErrorKind::BudgetTooSmall, bytes),
+            Some(bytes) => (bytes >> page_shift()) as u64,
+            None => u64::MAX,
+        };
+        let limit = limit_pages(self.limit.unwrap_or(layout.len), layout.len)
+            .ok_or(Error::new(Operation::Reserve, ErrorKind::LimitPastLength))?;
+        Ok(Settings { name, budget, limit })
+    }
+}
+
+/// Checked values, in pages.
+struct Settings {
+    name: Name,
+    budget: u64,
+    limit: usize,
+}
+
+/// A page function's buffers and the pages they stand for.
+pub(crate) struct PageBuffers {
+    _buffers: Box<Buffers>,
+    _pages: Mapping,
+}
+
+/// A limit in pages; `None` if it lies past `len`.
+pub(crate) fn limit_pages(bytes: usize, len: usize) -> Option<usize> {
+    let bytes = round_up(bytes, page_size())?;
+    (bytes <= len).then_some(bytes >> page_shift())
+}

@@ -1,0 +1,164 @@
+//! What arenas share: the userfaultfd, the zeroes, the SIGBUS handler, the fork hooks. Made when
+//! the first arena is, and there until the process ends.
+
+use super::mapping::Mapping;
+use super::registrar::{REGISTRAR, close_gate, open_gate};
+use crate::atomic::{AtomicU32, Ordering};
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::handler::current_thread;
+use crate::fault::source::Zeroes;
+use crate::fault::{ZEROES, chain, handler, set_descriptor, uffd};
+use crate::lock::Mutex;
+use crate::page::page_size;
+use crate::uffd::{Features, RegisterMode, Uffd};
+use core::ptr;
+use nix::errno::Errno;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+
+/// 1 once everything is there.
+static STARTED: AtomicU32 = AtomicU32::new(0);
+/// Held by the thread that makes it.
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Makes sure that faults can be resolved.
+pub(crate) fn start() -> Result<()> {
+    // Acquire pairs with the Release below.
+    if STARTED.load(Ordering::Acquire) == 1 {
+        return Ok(());
+    }
+    let _starting = STARTING.lock();
+    if STARTED.load(Ordering::Relaxed) == 1 {
+        return Ok(());
+    }
+    let uffd = Uffd::builder().features(Features::SIGBUS).open()?;
+    let zeroes = map_zeroes()?;
+    install_fork_hooks()?;
+    install_handler()?;
+    // From here on nothing fails.
+    ZEROES.base.store(zeroes.base().as_ptr(), Ordering::Relaxed);
+    core::mem::forget(zeroes);
+    set_descriptor(uffd.into_fd().into_raw_fd());
+    STARTED.store(1, Ordering::Release);
+    Ok(())
+}
+
+/// Maps the zeroes, every page of them present; this also tells whether the kernel has the advice
+/// that the handler needs to tell a page which is there from one which cannot be.
+fn map_zeroes() -> Result<Mapping> {
+    let zeroes = Mapping::zeroes(Zeroes::PAGES * page_size())?;
+    // SAFETY: the range is the mapping's; populating changes no content.
+    let result = unsafe {
+        libc::madvise(zeroes.base().as_ptr().cast(), zeroes.len(), libc::MADV_POPULATE_READ)
+    };
+    match result {
+        0 => Ok(zeroes),
+        _ if Errno::last() == Errno::EINVAL => {
+            Err(Error::new(Operation::Advise, ErrorKind::Unsupported))
+        }
+        _ => Err(Error::os(Operation::Advise, Errno::last())),
+    }
+}
+
+/// Puts our handler in front, with signal-hook-registry's beneath it: claiming its SIGBUS slot now
+/// means that it never installs itself over ours, and that whatever is registered through it, before
+/// or after, runs for the foreign signals that we hand on.
+fn install_handler() -> Result<()> {
+    let error = |errno| Error::os(Operation::InstallHandler, errno);
+    let before = disposition().map_err(error)?;
+    // SAFETY: the action does nothing.
+    unsafe { signal_hook_registry::register_sigaction(libc::SIGBUS, |_| {}) }
+        .map_err(|cause| error(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))?;
+    chain::set_beneath(disposition().map_err(error)?);
+    if before.sa_sigaction == libc::SIG_DFL || before.sa_sigaction == libc::SIG_IGN {
+        chain::set_bare();
+    }
+    let ours = handler::action();
+    // SAFETY: the action is valid, and its handler passes on what is not ours.
+    Errno::result(unsafe { libc::sigaction(libc::SIGBUS, &raw const ours, ptr::null_mut()) })
+        .map(drop)
+        .map_err(error)
+}
+
+/// The disposition of SIGBUS.
+fn disposition() -> nix::Result<libc::sigaction> {
+    // SAFETY: zeroes are a valid sigaction, which sigaction(2) overwrites.
+    unsafe {
+        let mut action = core::mem::zeroed();
+        Errno::result(libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut action))?;
+        Ok(action)
+    }
+}
+
+/// Arenas go on in forked children. The kernel forgets there that the memory was registered, and
+/// the inherited descriptor still acts on the parent: the child needs one of its own.
+fn install_fork_hooks() -> Result<()> {
+    static INSTALLED: AtomicU32 = AtomicU32::new(0);
+    // Relaxed: guarded by the lock that `start` holds. Hooks cannot be removed again.
+    if INSTALLED.load(Ordering::Relaxed) == 1 {
+        return Ok(());
+    }
+    // SAFETY: the hooks are functions of this library, and there until the process ends.
+    let result =
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
+    if result != 0 {
+        return Err(Error::os(Operation::InstallForkHooks, Errno::from_raw(result)));
+    }
+    INSTALLED.store(1, Ordering::Relaxed);
+    Ok(())
+}
+
+extern "C" fn before_fork() {
+    let registrar = REGISTRAR.lock();
+    close_gate(&registrar, current_thread());
+    // Held until after the fork, on both sides.
+    core::mem::forget(registrar);
+}
+
+extern "C" fn after_fork() {
+    open_gate();
+    // SAFETY: `before_fork` locked it, on this thread.
+    unsafe { REGISTRAR.force_unlock() };
+}
+
+extern "C" fn in_child() {
+    if STARTED.load(Ordering::Acquire) == 1 && rearm().is_err() {
+        give_up();
+    }
+    after_fork();
+}
+
+/// Opens a userfaultfd of the child's own and registers every region with it.
+fn rearm() -> Result<()> {
+    let inherited = uffd().as_fd().as_raw_fd();
+    // SAFETY: the descriptor is this process's copy, and from here on used by nobody.
+    drop(unsafe { OwnedFd::from_raw_fd(inherited) });
+    let own = Uffd::builder().features(Features::SIGBUS).open()?;
+    set_descriptor(own.into_fd().into_raw_fd());
+    // SAFETY: `before_fork` locked it, on this thread, which is the only one.
+    let registrar = unsafe { &*REGISTRAR.data_ptr() };
+    registrar.regions().try_for_each(|region| {
+        let (start, len) = (region.address_of(0), region.pages << region.page_shift);
+        register(start, len)
+    })
+}
+
+/// Without a userfaultfd the child would read zeroes where a template should be. It may be about to
+/// call exec, so it lives, but its arenas can no longer be touched: that is a SIGSEGV.
+fn give_up() {
+    let message = b"lacuna: no userfaultfd in a forked child: its arenas cannot be accessed\n";
+    // SAFETY: the message is valid, the regions are mappings of ours, and the lock is held.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len());
+        for region in (*REGISTRAR.data_ptr()).regions() {
+            let start = ptr::with_exposed_provenance_mut(region.address_of(0));
+            libc::mprotect(start, region.pages << region.page_shift, libc::PROT_NONE);
+        }
+    }
+}
+
+/// Has the kernel raise SIGBUS for the missing pages of a reservation.
+pub(crate) fn register(start: usize, len: usize) -> Result<()> {
+    let address = ptr::with_exposed_provenance_mut(start);
+    // SAFETY: the range is a reservation of ours.
+    unsafe { uffd().register(address, len, RegisterMode::MISSING) }.map(drop)
+}

@@ -1,0 +1,187 @@
+//! Owned mappings.
+
+use crate::error::{Error, Operation, Result};
+use crate::page::{CHUNK, page_size, round_up};
+use crate::{Errno, ErrorKind};
+use core::num::NonZeroUsize;
+use core::ptr::NonNull;
+use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
+use std::os::fd::BorrowedFd;
+
+/// A mapping that is unmapped when dropped.
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it owns an address range and hands out its address only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Address space without access and without memory.
+    pub(crate) fn reserve(len: usize) -> Result<Self> {
+        Self::anonymous(len, ProtFlags::PROT_NONE)
+    }
+
+    /// Zeroed memory that the kernel fills page by page as it is touched, never in huge pages.
+    pub(crate) fn zeroed(len: usize) -> Result<Self> {
+        let mapping = Self::anonymous(len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        mapping.forbid_huge_pages(0, len)?;
+        Ok(mapping)
+    }
+
+    /// Zeroes that can only be read.
+    pub(crate) fn zeroes(len: usize) -> Result<Self> {
+        let mapping = Self::anonymous(len, ProtFlags::PROT_READ)?;
+        mapping.forbid_huge_pages(0, len)?;
+        Ok(mapping)
+    }
+
+    /// `len` bytes of a file from the page-aligned `offset` on, to read.
+    pub(crate) fn file(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
+        let error = |errno| Error::os(Operation::Map, errno).value(len);
+        let size = NonZeroUsize::new(len).ok_or(error(Errno::EINVAL))?;
+        let offset = i64::try_from(offset).map_err(|_| error(Errno::EOVERFLOW))?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe {
+            mman::mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, offset)
+        }
+        .map_err(error)?;
+        Ok(Self { base: base.cast(), len })
+    }
+
+    fn anonymous(len: usize, protection: ProtFlags) -> Result<Self> {
+        let error = |errno| Error::os(Operation::Map, errno).value(len);
+        let size = NonZeroUsize::new(len).ok_or(error(Errno::EINVAL))?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe { mman::mmap_anonymous(None, size, protection, flags) };
+        Ok(Self { base: base.map_err(error)?.cast(), len })
+    }
+
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Makes `len` bytes at `offset` readable and writable.
+    pub(crate) fn open(&self, offset: usize, len: usize) -> Result<()> {
+        let start = self.at(offset, len)?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: the range lies in this mapping, which nobody uses yet.
+        unsafe { mman::mprotect(start.cast(), len, protection) }
+            .map_err(|errno| Error::os(Operation::Map, errno).value(len))
+    }
+
+    /// Keeps huge pages out of `len` bytes at `offset`.
+    pub(crate) fn forbid_huge_pages(&self, offset: usize, len: usize) -> Result<()> {
+        match self.advise(offset, len, MmapAdvise::MADV_NOHUGEPAGE) {
+            // A kernel without transparent huge pages does not know the advice.
+            Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn advise(&self, offset: usize, len: usize, advice: MmapAdvise) -> Result<()> {
+        let start = self.at(offset, len)?;
+        // SAFETY: the range lies in this mapping; the advice changes no content.
+        unsafe { mman::madvise(start.cast(), len, advice) }
+            .map_err(|errno| Error::os(Operation::Advise, errno).value(len))
+    }
+
+    /// The address of `offset`, if `len` bytes from there on lie in the mapping.
+    fn at(&self, offset: usize, len: usize) -> Result<NonNull<u8>> {
+        match offset.checked_add(len) {
+            // SAFETY: the offset lies within the mapping.
+            Some(end) if end <= self.len => Ok(unsafe { self.base.add(offset) }),
+            _ => Err(Error::new(Operation::Map, ErrorKind::OutOfBounds).value(offset)),
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the owner goes, and with it the last user of the range. It cannot fail for a
+        // range that is a mapping of its own; if the kernel cannot split its neighbours (ENOMEM),
+        // the range stays reserved, which harms nobody.
+        let _ = unsafe { mman::munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// Where an arena's bytes lie in its address space:
+///
+/// ```text
+///  | slack | guard | bytes of the arena ... | guard to the chunk's end | slack |
+///                  ^ aligned to a chunk
+/// ```
+/// The guards are never accessible. Whole chunks belong to one arena, so the registry can tell
+/// arenas apart by chunk; and since nothing registered lies side by side, the kernel cannot merge
+/// one arena's mapping with another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Bytes of the arena, whole pages.
+    pub(crate) len: usize,
+    /// Bytes from the arena's first to the end of its last chunk, guard included.
+    pub(crate) span: usize,
+    /// Bytes of address space to reserve.
+    pub(crate) total: usize,
+}
+
+impl Layout {
+    /// The layout for at least `len` bytes.
+    pub(crate) fn new(len: usize) -> Result<Self> {
+        if len == 0 {
+            return Err(Error::new(Operation::Reserve, ErrorKind::ZeroLength).value(len));
+        }
+        let page = page_size();
+        let layout = || {
+            let len = round_up(len, page)?;
+            let span = round_up(len.checked_add(page)?, CHUNK)?;
+            let total = span.checked_add(CHUNK)?.checked_add(page)?;
+            // Rust's slices, and pointers' offsets, end there.
+            (total <= isize::MAX as usize).then_some(Self { len, span, total })
+        };
+        layout().ok_or(Error::new(Operation::Reserve, ErrorKind::TooLong).value(len))
+    }
+
+    /// The offset of the arena's first byte in a mapping of `total` bytes at `base`.
+    pub(crate) fn offset(&self, base: usize) -> usize {
+        let first = round_up(base + page_size(), CHUNK).unwrap_or(base);
+        first - base
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn layouts_hold_their_bytes_and_guards(len in 1usize..1 << 46, base in 16usize..1 << 33) {
+            let page = page_size();
+            let base = base * page;
+            let layout = Layout::new(len).unwrap();
+            let first = base + layout.offset(base);
+            prop_assert!(layout.len >= len && layout.len - len < page);
+            prop_assert_eq!(first % CHUNK, 0);
+            prop_assert!(first - base >= page);
+            prop_assert!(layout.span - layout.len >= page);
+            prop_assert_eq!(layout.span % CHUNK, 0);
+            prop_assert!(first + layout.span <= base + layout.total);
+        }
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused() {
+        assert_eq!(Layout::new(0).unwrap_err().kind(), ErrorKind::ZeroLength);
+        for len in [usize::MAX, usize::MAX - 4095, isize::MAX as usize, usize::MAX - CHUNK] {
+            assert_eq!(Layout::new(len).unwrap_err().kind(), ErrorKind::TooLong);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Arenas: reservations, and everything that governs them.
+
+mod builder;
+mod change;
+mod discard;
+mod engine;
+mod mapping;
+mod measure;
+mod populate;
+mod publish;
+mod registrar;
+mod runs;
+mod stats;
+mod template;
+
+pub use builder::ArenaBuilder;
+pub use runs::Populated;
+pub use stats::Stats;
+pub use template::Template;
+
+use crate::atomic::Ordering;
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::region::Region;
+use crate::page::{page_size, round_up};
+use core::fmt;
+use core::ops::Range;
+use core::ptr::NonNull;
+use mapping::Mapping;
+use registrar::{REGISTRAR, Seat};
+
+/// A reservation of address space whose pages come into being when they are touched, with the
+/// content of a [`Template`], within a budget and a limit.
+///
+/// Touching it, from any thread, is plain memory access; the SIGBUS handler of the touching thread
+/// resolves the page. What cannot be resolved (past the limit, over the budget, an unreadable
+/// template) is a violation, which ends the process; see [`Violation`](crate::Violation).
+///
+/// **System calls do not see untouched pages**: read(2) into one fails with EFAULT.
+/// [`populate`](Self::populate) a range before the kernel gets it.
+///
+/// An arena is `Send` and `Sync`: what is in it is behind a raw pointer, and whoever accesses it
+/// answers for data races as with any memory.
+///
+/// ```
+/// let arena = lacuna::Arena::builder(1 << 40).name("index").reserve()?;
+/// // SAFETY: the offset is within the arena, and nobody else uses the arena.
+/// unsafe { arena.as_ptr().add(1 << 39).write(7) };
+/// assert_eq!(arena.stats().resident_bytes, lacuna::page_size());
+/// # Ok::<(), lacuna::Error>(())
+/// ```
+pub struct Arena {
+    seat: &'static Seat,
+    base: NonNull<u8>,
+    span: usize,
+    // Dropped in this order, after the region is retired: what the handler reads goes last.
+    _reservation: Mapping,
+    _tables: Mapping,
+    _buffers: Option<builder::PageBuffers>,
+    _template: Template,
+}
+
+// SAFETY: the base is an address range that the arena owns; all bookkeeping is atomic or locked.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Starts to make an arena of `len` bytes, rounded up to whole pages.
+    pub const fn builder<'a>(len: usize) -> ArenaBuilder<'a> {
+        ArenaBuilder::new(len)
+    }
+
+    /// The first byte, aligned to 2 MiB.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Bytes of the arena, whole pages.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "an arena has at least one page")]
+    pub fn len(&self) -> usize {
+        let region = self.region();
+        region.pages << region.page_shift
+    }
+
+    /// The name given to the builder.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.region().name.as_str()
+    }
+
+    /// The prefix that may be touched, in bytes.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        let region = self.region();
+        region.limit() << region.page_shift
+    }
+
+    /// Moves the limit to `bytes`, rounded up to whole pages: what lies before it may be touched,
+    /// what lies past it may not. It is one atomic store and no system call.
+    ///
+    /// The limit governs *first* touches. A lower limit leaves pages past it that are present
+    /// already as they are; discard them to have touching them be a violation.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LimitPastLength`]: the arena is shorter.
+    ///
+    /// ```
+    /// let memory = lacuna::Arena::builder(8 << 30).limit(64 << 10).reserve()?;
+    /// memory.set_limit(128 << 10)?;
+    /// assert_eq!(memory.limit(), 128 << 10);
+    /// # Ok::<(), lacuna::Error>(())
+    /// ```
+    pub fn set_limit(&self, bytes: usize) -> Result<()> {
+        let error = Error::new(Operation::SetLimit, ErrorKind::LimitPastLength).value(bytes);
+        let pages = builder::limit_pages(bytes, self.len()).ok_or(error)?;
+        // Relaxed: see `Region::limit`.
+        self.region().limit.store(pages, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Numbers about the arena; a few loads, no system call.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats::of(self.region())
+    }
+
+    /// The smallest range of whole pages that covers `bytes`, cut at the end of the arena: what to
+    /// [`populate`](Self::populate) before a system call gets a buffer.
+    ///
+    /// ```
+    /// use std::io::Read;
+    ///
+    /// let arena = lacuna::Arena::builder(1 << 40).reserve()?;
+    /// arena.populate(arena.covering(100..612))?;
+    /// // SAFETY: the bytes are within the arena, zeroed, and nobody else uses them.
+    /// let buffer = unsafe { std::slice::from_raw_parts_mut(arena.as_ptr().add(100), 512) };
+    /// let read = std::fs::File::open("Cargo.toml")?.read(buffer)?;
+    /// assert_eq!(&buffer[..9], b"[package]");
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
+    #[must_use]
+    pub fn covering(&self, bytes: Range<usize>) -> Range<usize> {
+        let page = page_size();
+        let end = round_up(bytes.end, page).unwrap_or(self.len()).min(self.len());
+        (bytes.start - bytes.start % page).min(end)..end
+    }
+
+    fn region(&self) -> &Region {
+        // SAFETY: the value was put there when the arena was made and goes when it does.
+        let region = self.seat.entry.value.with(|value| unsafe { (*value).as_ref() });
+        region.expect("an arena's region is published for as long as the arena lives")
+    }
+
+    /// `range` in pages, checked.
+    fn pages(&self, operation: Operation, range: &Range<usize>) -> Result<Range<usize>> {
+        let error = |kind| Err(Error::new(operation, kind).range(range.start, range.end));
+        if range.start > range.end || range.end > self.len() {
+            return error(ErrorKind::OutOfBounds);
+        }
+        if (range.start | range.end) & (page_size() - 1) != 0 {
+            return error(ErrorKind::Unaligned);
+        }
+        let shift = self.region().page_shift;
+        Ok(range.start >> shift..range.end >> shift)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the seat came from `publish`, with this span, and the arena is dropped once.
+        unsafe { REGISTRAR.lock().retire(self.seat, self.span) };
+    }
+}
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arena")
+            .field("name", &self.name())
+            .field("base", &self.base)
+            .field("stats", &self.stats())
+            .finish()
+    }
+}

@@ -1,0 +1,112 @@
+//! Making pages present ahead of touching them.
+
+use super::Arena;
+use crate::Errno;
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::decode::Access;
+use crate::fault::fill::add;
+use crate::fault::ledger::Charge;
+use crate::fault::region::Region;
+use crate::fault::resolve::pause;
+use crate::fault::tables::Chunk;
+use core::ops::Range;
+
+/// What came of one try at a chunk.
+enum Attempt {
+    /// The chunk's part of the range is present.
+    Done,
+    /// Something was in the way that is about to go: look again.
+    Again,
+}
+
+/// How often a page may be found neither recorded nor installable before that is an error: another
+/// thread that has just installed it records it within microseconds.
+const ATTEMPTS: u32 = 1000;
+
+impl Arena {
+    /// Makes every page of `range` (bytes, whole pages) present, with the template's content and
+    /// memory of its own. Afterwards the range is safe for system calls too, and touching it does
+    /// not fault.
+    ///
+    /// Pages that are present already stay as they are. If it fails half-way, what was populated
+    /// stays.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::OutOfBounds`], [`ErrorKind::Unaligned`]: no such range
+    ///   ([`covering`](Self::covering) makes one).
+    /// - [`ErrorKind::LimitExceeded`]: it reaches past the limit.
+    /// - [`ErrorKind::BudgetExhausted`]: the budget has no room for it.
+    /// - [`ErrorKind::TemplateUnreadable`]: the template's file shrank or its device failed.
+    /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory.
+    ///
+    /// ```
+    /// let arena = lacuna::Arena::builder(1 << 30).reserve()?;
+    /// arena.populate(0..1 << 20)?;
+    /// assert_eq!(arena.stats().resident_bytes, 1 << 20);
+    /// # Ok::<(), lacuna::Error>(())
+    /// ```
+    pub fn populate(&self, range: Range<usize>) -> Result<()> {
+        let pages = self.pages(Operation::Populate, &range)?;
+        let error = |kind| Error::new(Operation::Populate, kind).range(range.start, range.end);
+        if pages.end > self.region().limit() {
+            return Err(error(ErrorKind::LimitExceeded));
+        }
+        let chunk_pages = self.region().chunk_pages();
+        let mut page = pages.start;
+        while page < pages.end {
+            let index = page / chunk_pages;
+            let first = index * chunk_pages;
+            let part = page - first..(pages.end - first).min(chunk_pages);
+            page = first + part.end;
+            self.populate_chunk(index, part).map_err(|cause| match cause {
+                Cause::Kind(kind) => error(kind),
+                Cause::Os(errno) => {
+                    Error::os(Operation::Populate, errno).range(range.start, range.end)
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn populate_chunk(&self, index: usize, part: Range<usize>) -> Result<(), Cause> {
+        for _ in 0..ATTEMPTS {
+            let attempt = self.as_filler(index, |region, chunk| fill_gaps(region, chunk, &part));
+            match attempt {
+                Some(Ok(Attempt::Again)) => pause(10_000),
+                Some(Ok(Attempt::Done)) | None => return Ok(()),
+                Some(Err(cause)) => return Err(cause),
+            }
+        }
+        Err(Cause::Os(Errno::EEXIST))
+    }
+}
+
+/// Why populating failed.
+enum Cause {
+    Kind(ErrorKind),
+    Os(Errno),
+}
+
+/// Installs the absent pages of `part`, as a filler of `chunk`.
+fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
+    loop {
+        let present = chunk.present();
+        let start = present.next_clear(part.clone());
+        if start == part.end {
+            return Ok(Attempt::Done);
+        }
+        let gap = start..present.next_set(start..part.end);
+        let pages = match region.ledger.charge(gap.len() as u64, region.budget) {
+            Charge::Promised(pages) => pages as usize,
+            Charge::Pending => return Ok(Attempt::Again),
+            Charge::Exhausted if chunk.present().get(start) => continue,
+            Charge::Exhausted => return Err(Cause::Kind(ErrorKind::BudgetExhausted)),
+        };
+        match add(region, chunk, start..start + pages, Access::Write).stopped_by {
+            None => {}
+            Some(Errno::EEXIST | Errno::EAGAIN) => return Ok(Attempt::Again),
+            Some(Errno::EFAULT) => return Err(Cause::Kind(ErrorKind::TemplateUnreadable)),
+            Some(errno) => return Err(Cause::Os(errno)),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Which pages of a chunk are present: 512 bits, one cache line.
+
+use crate::atomic::{AtomicU64, Ordering};
+use core::ops::Range;
+
+const WORDS: usize = 8;
+
+/// Pages of a chunk at most: 2 MiB of the smallest page, 4 KiB.
+pub(crate) const BITS: usize = WORDS * 64;
+
+/// One bit a page, shared between fillers. All zeroes is "nothing present".
+#[repr(C, align(64))]
+pub(crate) struct PageBits([AtomicU64; WORDS]);
+
+/// What [`PageBits`] held when it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot([u64; WORDS]);
+
+impl PageBits {
+    pub(crate) fn load(&self) -> Snapshot {
+        let mut words = [0; WORDS];
+        for (word, bits) in words.iter_mut().zip(&self.0) {
+            // Acquire pairs with the Release in `set`: a page seen present is present.
+            *word = bits.load(Ordering::Acquire);
+        }
+        Snapshot(words)
+    }
+
+    pub(crate) fn set(&self, pages: Range<usize>) {
+        for (word, bits) in self.0.iter().enumerate() {
+            let mask = mask(word, &pages);
+            if mask != 0 {
+                bits.fetch_or(mask, Ordering::Release);
+            }
+        }
+    }
+
+    pub(crate) fn clear(&self, pages: Range<usize>) {
+        for (word, bits) in self.0.iter().enumerate() {
+            let mask = mask(word, &pages);
+            if mask != 0 {
+                // Relaxed: only a chunk's owner clears; its claim orders this.
+                bits.fetch_and(!mask, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// The bits of `word` that `pages` covers.
+fn mask(word: usize, pages: &Range<usize>) -> u64 {
+    let base = word.wrapping_mul(64);
+    let from = pages.start.saturating_sub(base).min(64);
+    let to = pages.end.saturating_sub(base).min(64);
+    low(to) & !low(from)
+}
+
+/// The lowest `count` bits, `count <= 64`.
+fn low(count: usize) -> u64 {
+    1u64.checked_shl(count as u32).map_or(u64::MAX, |bit| bit.wrapping_sub(1))
+}
+
+impl Snapshot {
+    pub(crate) const EMPTY: Self = Self([0; WORDS]);
+
+    /// Whether page `index` is set.
+    pub(crate) fn get(&self, index: usize) -> bool {
+        self.0.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    /// How many of `pages` are set.
+    pub(crate) fn count(&self, pages: Range<usize>) -> usize {
+        self.0
+            .iter()
+            .enumerate()
+            .map(|(index, word)| (word & mask(index, &pages)).count_ones() as usize)
+            .sum()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(|&word| word == 0)
+    }
+
+    /// The pages set in either.
+    pub(crate) fn union(mut self, other: &Self) -> Self {
+        for (word, more) in self.0.iter_mut().zip(&other.0) {
+            *word |= more;
+        }
+        self
+    }
+
+    /// The first set page of `pages`, or its end.
+    pub(crate) fn next_set(&self, pages: Range<usize>) -> usize {
+        self.find(pages, 0)
+    }
+
+    /// The first clear page of `pages`, or its end.
+    pub(crate) fn next_clear(&self, pages: Range<usize>) -> usize {
+        self.find(pages, u64::MAX)
+    }
+
+    /// The first page of `pages` whose bit differs from those of `flip`.
+    fn find(&self, pages: Range<usize>, flip: u64) -> usize {
+        for (index, word) in self.0.iter().enumerate().skip(pages.start / 64) {
+            let hit = (word ^ flip) & mask(index, &pages);
+            if hit != 0 {
+                return index.wrapping_mul(64).wrapping_add(hit.trailing_zeros() as usize);
+            }
+        }
+        pages.end
+    }
+
+    /// Where the run of set pages that ends just before `index` begins; `index` if there is none.
+    pub(crate) fn run_before(&self, index: usize) -> usize {
+        self.find_back(index, u64::MAX)
+    }
+
+    /// Where the run of clear pages that ends just before `index` begins.
+    pub(crate) fn gap_before(&self, index: usize) -> usize {
+        self.find_back(index, 0)
+    }
+
+    /// One past the last page below `index` whose bit differs from those of `flip`.
+    fn find_back(&self, index: usize, flip: u64) -> usize {
+        for (number, word) in self.0.iter().enumerate().rev() {
+            let hit = (word ^ flip) & mask(number, &(0..index));
+            if hit != 0 {
+                let top = 64usize.wrapping_sub(hit.leading_zeros() as usize);
+                return number.wrapping_mul(64).wrapping_add(top);
+            }
+        }
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn model(bits: &[bool]) -> PageBits {
+        let page_bits = PageBits(Default::default());
+        for (index, _) in bits.iter().enumerate().filter(|(_, bit)| **bit) {
+            page_bits.set(index..index + 1);
+        }
+        page_bits
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_vector(
+            bits in proptest::collection::vec(any::<bool>(), BITS),
+            a in 0..=BITS,
+            b in 0..=BITS,
+            clear: bool,
+        ) {
+            let (start, end) = (a.min(b), a.max(b));
+            let page_bits = model(&bits);
+            let mut bits = bits;
+            if clear {
+                page_bits.clear(start..end);
+            } else {
+                page_bits.set(start..end);
+            }
+            bits[start..end].fill(!clear);
+            let snapshot = page_bits.load();
+
+            for (index, bit) in bits.iter().enumerate() {
+                prop_assert_eq!(snapshot.get(index), *bit);
+            }
+            let first = |want| bits[start..end].iter().position(|b| *b == want);
+            prop_assert_eq!(snapshot.next_set(start..end), first(true).map_or(end, |i| start + i));
+            prop_assert_eq!(
+                snapshot.next_clear(start..end),
+                first(false).map_or(end, |i| start + i)
+            );
+            let last = |want| bits[..end].iter().rposition(|b| *b == want).map_or(0, |i| i + 1);
+            prop_assert_eq!(snapshot.run_before(end), last(false));
+            prop_assert_eq!(snapshot.gap_before(end), last(true));
+            let count = bits[start..end].iter().filter(|bit| **bit).count();
+            prop_assert_eq!(snapshot.count(start..end), count);
+            prop_assert_eq!(snapshot.is_empty(), bits.iter().all(|b| !b));
+        }
+    }
+
+    #[test]
+    fn union_has_both() {
+        let (a, b) = (model(&[true, false, true]), model(&[false, true, true]));
+        let union = a.load().union(&b.load());
+        assert_eq!(union.count(0..BITS), 3);
+        assert_eq!(Snapshot::EMPTY.union(&union), union);
+    }
+}

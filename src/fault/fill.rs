@@ -1,0 +1,133 @@
+//! Installing pages: one run of absent pages, by as few system calls as their content allows.
+
+use super::decode::Access;
+use super::region::Region;
+use super::source::{Buffers, Content, Source, Zeroes};
+use super::tables::Chunk;
+use super::{ZEROES, uffd};
+use crate::uffd::{CopyMode, Progress, ZeropageMode};
+use core::ops::Range;
+use nix::errno::Errno;
+
+/// How far a fill came, in pages from the start of its run.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Filled {
+    /// The first so many are memory now.
+    pub(crate) resident: usize,
+    /// So many after them show the kernel's zero page now.
+    pub(crate) lent: usize,
+    /// Why it stopped before the end of the run, if it did.
+    pub(crate) stopped_by: Option<Errno>,
+}
+
+impl Filled {
+    /// Pages that are present now.
+    pub(crate) fn pages(&self) -> usize {
+        self.resident.wrapping_add(self.lent)
+    }
+}
+
+/// How often the kernel may say "try again" without any progress before the fill gives up; the
+/// instruction runs again then, and the next fault takes it from there.
+const ATTEMPTS: u32 = 8;
+
+/// Installs `pages` of `chunk`, all of them absent, from the first on: records what came of it and
+/// settles the promise of `pages.len()` pages that the caller, a filler of the chunk, holds.
+pub(crate) fn add(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    pages: Range<usize>,
+    access: Access,
+) -> Filled {
+    let promised = pages.len() as u64;
+    let first = region.pages_of(chunk.index).start;
+    region.tables.summary().set(chunk.index);
+    let run = first.wrapping_add(pages.start)..first.wrapping_add(pages.end);
+    let filled = fill(region, run, access);
+
+    let lent = pages.start.wrapping_add(filled.resident);
+    if filled.resident > 0 {
+        chunk.resident.set(pages.start..lent);
+    }
+    if filled.lent > 0 {
+        chunk.lend().set(lent..lent.wrapping_add(filled.lent));
+    }
+    region.ledger.settle(promised, filled.resident as u64, filled.lent as u64);
+    filled
+}
+
+/// Installs `pages` of the reservation, all of them absent. Reads of zeroes get the zero page,
+/// which costs no memory; everything else gets pages of its own. Where a template ends, zeroes
+/// follow to the end of the reservation, so the pages with memory come first.
+pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Filled {
+    let mut filled = Filled::default();
+    let mut attempts = ATTEMPTS;
+    loop {
+        let page = pages.start.wrapping_add(filled.pages());
+        let left = pages.end.saturating_sub(page);
+        if left == 0 {
+            return filled;
+        }
+        let step = install(region, page, left, access);
+        match step.lent {
+            true => filled.lent = filled.lent.wrapping_add(step.pages),
+            false => filled.resident = filled.resident.wrapping_add(step.pages),
+        }
+        match step.stopped_by {
+            None => {}
+            Some(Errno::EAGAIN) if step.pages > 0 => attempts = ATTEMPTS,
+            Some(Errno::EAGAIN) if attempts > 0 => attempts = attempts.wrapping_sub(1),
+            Some(_) => {
+                filled.stopped_by = step.stopped_by;
+                return filled;
+            }
+        }
+    }
+}
+
+/// What one system call did.
+struct Step {
+    pages: usize,
+    lent: bool,
+    stopped_by: Option<Errno>,
+}
+
+/// One system call's worth of pages from `page` on, at most `left`.
+fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
+    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
+    let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);
+    let step = |progress: Progress, lent| Step {
+        pages: progress.bytes() >> region.page_shift,
+        lent,
+        stopped_by: progress.errno(),
+    };
+    let copy = |from: *const u8, pages: usize| {
+        // SAFETY: the target lies in a reservation of ours, whose absent pages promise this
+        // content; the source is memory of a template, at least as long.
+        step(unsafe { uffd().copy(target, from, bytes(pages), CopyMode::DONTWAKE) }, false)
+    };
+    match region.source.at(page, region.page_shift) {
+        Content::Zero if access == Access::Read => {
+            // SAFETY: as above, and the content is zero.
+            step(unsafe { uffd().zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
+        }
+        Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
+        Content::Bytes { from, pages } => copy(from, left.min(pages)),
+        Content::Generated => generate(region, page, copy),
+    }
+}
+
+/// Has the page function make a page, and installs it.
+fn generate(region: &Region, page: usize, copy: impl FnOnce(*const u8, usize) -> Step) -> Step {
+    let stopped_by = |errno| Step { pages: 0, lent: false, stopped_by: Some(errno) };
+    let Source::Generate { function, buffers } = region.source else {
+        return stopped_by(Errno::EFAULT);
+    };
+    // SAFETY: the buffers belong to the arena's template, which outlives the region.
+    let buffers: &Buffers = unsafe { &*buffers };
+    match buffers.claim() {
+        Some(mut buffer) => copy(buffer.generate(function, page), 1),
+        // All are in use, by calls that are about to finish.
+        None => stopped_by(Errno::EAGAIN),
+    }
+}

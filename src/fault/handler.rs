@@ -1,0 +1,69 @@
+//! The SIGBUS handler: where the life of a fault begins and ends.
+
+use super::decode::{Access, access, fault_address};
+use super::registry::Lookup;
+use super::violation::{self, Violation};
+use super::{REGISTRY, chain, resolve};
+use core::mem;
+use libc::{c_int, c_void, siginfo_t};
+use nix::errno::Errno;
+
+/// The disposition that puts our handler in front.
+///
+/// - `SA_SIGINFO`: the faulting address, and the context that tells reads from writes.
+/// - `SA_ONSTACK`: the stack pointer may be about to leave its stack, or be a coroutine's small
+///   one; and runtimes such as Go's demand it. Without an alternate stack it changes nothing.
+/// - `SA_NODEFER`: SIGBUS stays unblocked in the handler. A handler beneath ours may touch an
+///   arena, and a blocked SIGBUS would kill the process there and then.
+/// - `SA_RESTART`: faults interrupt no system call, but a SIGBUS that somebody sends may.
+///
+/// The mask is empty: a signal that arrives meanwhile has a handler that may run.
+pub(crate) fn action() -> libc::sigaction {
+    // SAFETY: zeroes are a valid sigaction.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = front as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
+    action
+}
+
+extern "C" fn front(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    let errno = Errno::last();
+    // SAFETY: the kernel calls us with these arguments.
+    unsafe {
+        if !handle(info, context) {
+            chain::forward(signal, info, context);
+        }
+    }
+    errno.set();
+}
+
+/// Resolves a fault of ours; false if it is foreign.
+///
+/// # Safety
+/// The arguments are those of a SIGBUS handler with SA_SIGINFO.
+unsafe fn handle(info: *const siginfo_t, context: *const c_void) -> bool {
+    // SAFETY: as the caller promises.
+    let Some(address) = (unsafe { fault_address(info) }) else { return false };
+    let region = match REGISTRY.pin(address, current_thread) {
+        Lookup::Found(region) => region,
+        Lookup::Nothing => return false,
+        Lookup::Retry => {
+            // An arena is going, or a fork is about to happen: neither takes long.
+            resolve::pause(10_000);
+            return true;
+        }
+    };
+    let Some(page) = region.page_of(address) else { return false };
+    // SAFETY: as the caller promises.
+    let access: Access = unsafe { access(context) };
+    if let Err(bound) = resolve::resolve(&region, page, access) {
+        violation::die(&Violation::new(&region, address, access, bound));
+    }
+    true
+}
+
+/// gettid(2), the number that the gate of the registry knows a thread by.
+pub(crate) fn current_thread() -> u32 {
+    // SAFETY: gettid has no preconditions and cannot fail.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+}

@@ -1,0 +1,75 @@
+//! Everything that runs inside the SIGBUS handler, and nothing else.
+//!
+//! The rules of this folder: no allocation, no lock, no panic (no indexing, `unwrap` or arithmetic
+//! that can panic), no lazily initialised thread-local, no formatting machinery, errno preserved,
+//! under 512 bytes of stack. Clippy enforces what it can, below. What is read here is memory that
+//! is present or that the kernel fills by itself, never an arena's.
+//!
+//! The life of a fault, from the names: [`handler`] is called; [`decode`] says where and how the
+//! memory was touched; [`registry`] finds the [`region`]; [`resolve`] decides, with the [`window`]
+//! and the [`ledger`]; [`fill`] installs pages from their [`source`]; [`tables`] ([`chunk`] states,
+//! page [`bits`], [`summary`]) remember them. What must not be resolved is a [`violation`]; what is
+//! not ours goes down the [`chain`].
+
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unreachable,
+    clippy::unwrap_used
+)]
+
+pub(crate) mod bits;
+pub(crate) mod chain;
+pub(crate) mod chunk;
+pub(crate) mod decode;
+pub(crate) mod fill;
+pub(crate) mod handler;
+pub(crate) mod ledger;
+pub(crate) mod region;
+pub(crate) mod registry;
+pub(crate) mod resolve;
+pub(crate) mod shape;
+pub(crate) mod source;
+pub(crate) mod summary;
+pub(crate) mod tables;
+pub(crate) mod violation;
+pub(crate) mod window;
+
+use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
+use crate::uffd::{Features, Uffd};
+use core::ptr;
+use std::os::fd::{BorrowedFd, RawFd};
+
+use region::Region;
+use registry::{ROOT_SLOTS, Registry};
+use source::Zeroes;
+
+/// Address to region.
+pub(crate) static REGISTRY: Registry<Region> = Registry {
+    root: [const { AtomicPtr::new(ptr::null_mut()) }; ROOT_SLOTS],
+    gate: AtomicU32::new(0),
+};
+
+/// Zeroes to copy from.
+pub(crate) static ZEROES: Zeroes = Zeroes::new();
+
+/// The userfaultfd that all arenas are registered with. It is open for as long as a region is
+/// published; a forked child has one of its own.
+static DESCRIPTOR: AtomicU32 = AtomicU32::new(0);
+
+/// Makes `descriptor` the one that faults are resolved with.
+pub(crate) fn set_descriptor(descriptor: RawFd) {
+    // Relaxed: stored before the first region is published, and published with it; and by the
+    // only thread of a forked child.
+    DESCRIPTOR.store(descriptor as u32, Ordering::Relaxed);
+}
+
+/// The userfaultfd of all arenas.
+pub(crate) fn uffd() -> Uffd<BorrowedFd<'static>> {
+    let descriptor = DESCRIPTOR.load(Ordering::Relaxed) as RawFd;
+    // SAFETY: set before any region exists, never closed while one does, and never -1.
+    unsafe { Uffd::from_parts(BorrowedFd::borrow_raw(descriptor), Features::SIGBUS) }
+}

@@ -1,0 +1,136 @@
+//! The part of an arena that the fault handler reads.
+
+use super::ledger::Ledger;
+use super::source::Source;
+use super::tables::{Chunk, Tables};
+use super::window::{Surroundings, Window};
+use crate::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::page::CHUNK_SHIFT;
+use core::ops::Range;
+
+/// The longest name, in bytes.
+pub(crate) const NAME_MAX: usize = 63;
+
+/// An arena's name, held in place: diagnostics are printed where nothing can be allocated.
+#[derive(Clone, Copy)]
+pub(crate) struct Name {
+    bytes: [u8; NAME_MAX],
+    len: u8,
+}
+
+impl Name {
+    /// `None` if the name is too long.
+    pub(crate) fn new(name: &str) -> Option<Self> {
+        let mut bytes = [0; NAME_MAX];
+        bytes.get_mut(..name.len())?.copy_from_slice(name.as_bytes());
+        Some(Self { bytes, len: name.len() as u8 })
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
+        core::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+/// What the handler knows of an arena. Configuration is fixed while the region is published; what
+/// changes is atomic.
+pub(crate) struct Region {
+    /// First byte of the reservation, aligned to a chunk.
+    pub(crate) base: usize,
+    /// Pages of the reservation.
+    pub(crate) pages: usize,
+    /// log2 of the page size.
+    pub(crate) page_shift: u32,
+    /// Pages that may be charged.
+    pub(crate) budget: u64,
+    pub(crate) window: Window,
+    pub(crate) source: Source,
+    pub(crate) name: Name,
+    /// Pages that may be touched.
+    pub(crate) limit: AtomicUsize,
+    pub(crate) tables: Tables,
+    pub(crate) ledger: Ledger,
+    pub(crate) counters: Counters,
+}
+
+/// Counts of events, for statistics.
+#[derive(Default)]
+pub(crate) struct Counters {
+    /// Faults that the handler was called for.
+    pub(crate) faults: AtomicU64,
+    /// Those of them that found their page present, or about to be.
+    pub(crate) raced: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn count(counter: &AtomicU64) {
+        // Relaxed: statistics.
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Region {
+    /// Pages of a whole chunk.
+    pub(crate) fn chunk_pages(&self) -> usize {
+        1 << self.chunk_page_shift()
+    }
+
+    fn chunk_page_shift(&self) -> u32 {
+        CHUNK_SHIFT.saturating_sub(self.page_shift)
+    }
+
+    /// The page that `address` lies in, counted from the start of the reservation; `None` outside.
+    pub(crate) fn page_of(&self, address: usize) -> Option<usize> {
+        let page = address.checked_sub(self.base)? >> self.page_shift;
+        (page < self.pages).then_some(page)
+    }
+
+    /// The address of a page.
+    pub(crate) fn address_of(&self, page: usize) -> usize {
+        self.base.wrapping_add(page.wrapping_shl(self.page_shift))
+    }
+
+    /// The chunk that a page lies in, and which of the chunk's pages it is.
+    pub(crate) fn chunk_of(&self, page: usize) -> Option<(Chunk<'_>, usize)> {
+        let chunk = self.tables.chunk(page >> self.chunk_page_shift())?;
+        Some((chunk, page & self.chunk_pages().wrapping_sub(1)))
+    }
+
+    /// The pages of the reservation that chunk `index` holds.
+    pub(crate) fn pages_of(&self, index: usize) -> Range<usize> {
+        let first = index.wrapping_shl(self.chunk_page_shift());
+        first..first.saturating_add(self.chunk_pages()).min(self.pages)
+    }
+
+    /// Pages that may be touched now.
+    pub(crate) fn limit(&self) -> usize {
+        // Relaxed: a thread that learns of the new limit by the program's own synchronisation
+        // learns of this store by the same.
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// The pages to resolve for a fault on page `page` of `chunk`, whose present pages are given.
+    pub(crate) fn plan(
+        &self,
+        chunk: &Chunk<'_>,
+        page: usize,
+        present: &super::bits::Snapshot,
+    ) -> Range<usize> {
+        let pages = self.pages_of(chunk.index);
+        let end = pages.end.min(self.limit()).saturating_sub(pages.start);
+        let whole = self.chunk_pages();
+        let before = || {
+            let chunk = self.tables.chunk(chunk.index.checked_sub(1)?)?;
+            Some(whole.saturating_sub(chunk.present().run_before(whole)))
+        };
+        let after = || {
+            let chunk = self.tables.chunk(chunk.index.saturating_add(1))?;
+            Some(chunk.present().next_clear(0..whole))
+        };
+        // The neighbours are looked at only where a stream may cross into the chunk.
+        let before = if present.run_before(page) == 0 { before().unwrap_or(0) } else { 0 };
+        let last = present.next_clear(page.saturating_add(1)..end) == end;
+        let after = if last && end == whole { after().unwrap_or(0) } else { 0 };
+        self.window.plan(page, &Surroundings { present, end, before, after })
+    }
+}

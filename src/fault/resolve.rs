@@ -1,0 +1,159 @@
+//! The policy: what to install for a fault, and when not to.
+
+use super::decode::Access;
+use super::fill::{add, fill};
+use super::ledger::Charge;
+use super::region::{Counters, Region};
+use super::tables::Chunk;
+use super::violation::Bound;
+use core::ops::Range;
+use nix::errno::Errno;
+
+/// What came of trying to install some pages.
+enum Attempt {
+    /// The faulting page is there.
+    Resolved,
+    /// Another thread is about to change the answer.
+    Again,
+    /// The budget is full of pages that are there.
+    Exhausted,
+    /// The kernel stopped before the page.
+    Stopped(Errno),
+}
+
+/// How often the kernel may refuse memory for one page, a millisecond apart, before that is a
+/// violation.
+const MEMORY_ATTEMPTS: u32 = 10;
+
+/// Makes page `page` of the reservation accessible, or says why it must not be. `Ok` means: let
+/// the instruction run again. It may fault again, but each such round is one in which another
+/// thread, or the kernel, has made progress.
+pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<(), Bound> {
+    Counters::count(&region.counters.faults);
+    let limit = region.limit();
+    if page >= limit {
+        return Err(Bound::Limit(limit.wrapping_shl(region.page_shift)));
+    }
+    let Some((chunk, index)) = region.chunk_of(page) else {
+        return Err(Bound::Unresolvable(Errno::ENOENT));
+    };
+    if !chunk.state.enter() {
+        // Somebody discards here; the work is short.
+        pause(10_000);
+        return Ok(());
+    }
+    let result = fault_in(region, &chunk, index, access);
+    chunk.state.leave();
+    result
+}
+
+/// As [`resolve`], as a filler of the page's chunk.
+fn fault_in(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Result<(), Bound> {
+    let present = chunk.present();
+    if present.get(page) {
+        return verify(region, chunk, page, access, Errno::EEXIST);
+    }
+    let alone = page..page.saturating_add(1);
+    let mut window = region.plan(chunk, page, &present);
+    let mut attempts = MEMORY_ATTEMPTS;
+    loop {
+        match attempt(region, chunk, window.clone(), page, access) {
+            Attempt::Resolved => return Ok(()),
+            Attempt::Again => {
+                pause(10_000);
+                return Ok(());
+            }
+            Attempt::Exhausted if chunk.present().get(page) => return Ok(()),
+            Attempt::Exhausted => {
+                return Err(Bound::Budget((region.budget as usize) << region.page_shift));
+            }
+            // The window met something on its way: the page alone, then.
+            Attempt::Stopped(_) if window != alone => window = alone.clone(),
+            Attempt::Stopped(Errno::ENOMEM) if attempts > 0 => {
+                attempts = attempts.wrapping_sub(1);
+                pause(1_000_000);
+            }
+            Attempt::Stopped(Errno::ENOMEM) => return Err(Bound::OutOfMemory),
+            Attempt::Stopped(Errno::EFAULT) => return Err(Bound::TemplateUnreadable),
+            Attempt::Stopped(errno) => return verify(region, chunk, page, access, errno),
+        }
+    }
+}
+
+/// Installs as much of `window` as the budget allows, the faulting page before all.
+fn attempt(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    window: Range<usize>,
+    page: usize,
+    access: Access,
+) -> Attempt {
+    let promised = match region.ledger.charge(window.len() as u64, region.budget) {
+        Charge::Promised(pages) => pages as usize,
+        Charge::Pending => return Attempt::Again,
+        Charge::Exhausted => return Attempt::Exhausted,
+    };
+    let window = shrink(window, page, promised);
+    let start = window.start;
+    let filled = add(region, chunk, window, access);
+    match filled.stopped_by {
+        _ if start.wrapping_add(filled.pages()) > page => Attempt::Resolved,
+        Some(Errno::EAGAIN) | None => Attempt::Again,
+        Some(errno) => Attempt::Stopped(errno),
+    }
+}
+
+/// `pages` pages of `window`, `page` among them: those from it on first.
+fn shrink(window: Range<usize>, page: usize, pages: usize) -> Range<usize> {
+    let start = page.min(window.end.saturating_sub(pages)).max(window.start);
+    start..start.saturating_add(pages)
+}
+
+/// Makes sure that a page which is said to be present can be accessed: that another thread has
+/// just installed it, or the kernel can, and the instruction will not fault on it for ever.
+///
+/// What stands in the way may be a marker that somebody left behind our back (write protection,
+/// poison, a guard), or the page may have been dropped behind our back: then it is installed again.
+fn verify(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    page: usize,
+    access: Access,
+    errno: Errno,
+) -> Result<(), Bound> {
+    Counters::count(&region.counters.raced);
+    let page_index = region.pages_of(chunk.index).start.saturating_add(page);
+    if is_accessible(region, page_index, access) {
+        return Ok(());
+    }
+    if chunk.present().get(page) {
+        // Counted and charged already, so nothing is recorded again.
+        let page = page_index..page_index.saturating_add(1);
+        if fill(region, page, Access::Write).pages() == 1 {
+            return Ok(());
+        }
+    }
+    Err(Bound::Unresolvable(errno))
+}
+
+/// Asks the kernel to fault the page in by itself, as madvise(2) MADV_POPULATE_READ or _WRITE does
+/// without changing it (since Linux 5.14). EFAULT means that it could only raise SIGBUS again; any
+/// other failure is one that the instruction meets without us.
+fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
+    let advice = match access {
+        Access::Read => libc::MADV_POPULATE_READ,
+        Access::Write => libc::MADV_POPULATE_WRITE,
+    };
+    let start = core::ptr::with_exposed_provenance_mut(region.address_of(page));
+    // SAFETY: populating changes no content, and the page is part of a reservation of ours.
+    let result = unsafe { libc::madvise(start, 1 << region.page_shift, advice) };
+    result == 0 || Errno::last() != Errno::EFAULT
+}
+
+/// Lets other threads run. Sleeping, unlike sched_yield(2), also lets those run whose priority is
+/// lower.
+pub(crate) fn pause(nanoseconds: i64) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
+    // SAFETY: the time is valid; the remainder is not asked for.
+    unsafe { libc::nanosleep(&raw const time, core::ptr::null_mut()) };
+}

@@ -1,0 +1,161 @@
+//! What untouched pages contain, as the handler sees it: where to copy them from. All of it is
+//! memory that is present, or that the kernel can make present by itself, since UFFDIO_COPY
+//! cannot read a page that needs a SIGBUS handler.
+
+use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::ptr;
+
+/// The bytes of a run of pages.
+#[derive(Clone, Copy)]
+pub(crate) enum Content {
+    /// Zeroes, from here to the end of the reservation.
+    Zero,
+    /// `pages` pages' bytes from here on.
+    Bytes { from: *const u8, pages: usize },
+    /// Whatever a page function makes of one page.
+    Generated,
+}
+
+/// Where the pages of an arena come from. The memory behind the pointers belongs to the arena's
+/// template and outlives the region.
+#[derive(Clone, Copy)]
+pub(crate) enum Source {
+    Zero,
+    /// A value of `period` bytes, repeated without regard to pages, in a buffer of
+    /// `period` bytes and `span` pages.
+    Repeat {
+        buffer: *const u8,
+        period: usize,
+        span: usize,
+    },
+    /// `whole` pages of bytes from `bytes`, then one at `tail`, if any, then zeroes.
+    Image {
+        bytes: *const u8,
+        whole: usize,
+        tail: *const u8,
+    },
+    /// A function, with buffers to run it in.
+    Generate {
+        function: PageFunction,
+        buffers: *const Buffers,
+    },
+}
+
+/// A function that fills the page of the given index; see [`Template::generate`].
+///
+/// [`Template::generate`]: crate::Template::generate
+pub(crate) type PageFunction = fn(page_index: u64, page: &mut [u8]);
+
+// SAFETY: what the pointers lead to is never written while a region has them, except the buffers,
+// which are claimed.
+unsafe impl Send for Source {}
+// SAFETY: as above.
+unsafe impl Sync for Source {}
+
+impl Source {
+    /// What page `page` contains, and how many pages after it come from the same place.
+    pub(crate) fn at(&self, page: usize, page_shift: u32) -> Content {
+        match *self {
+            Self::Zero => Content::Zero,
+            Self::Repeat { buffer, period, span } => {
+                let phase = page.wrapping_shl(page_shift).checked_rem(period).unwrap_or(0);
+                Content::Bytes { from: buffer.wrapping_add(phase), pages: span }
+            }
+            Self::Image { bytes, whole, .. } if page < whole => Content::Bytes {
+                from: bytes.wrapping_add(page.wrapping_shl(page_shift)),
+                pages: whole.wrapping_sub(page),
+            },
+            Self::Image { whole, tail, .. } if page == whole && !tail.is_null() => {
+                Content::Bytes { from: tail, pages: 1 }
+            }
+            Self::Image { .. } => Content::Zero,
+            Self::Generate { .. } => Content::Generated,
+        }
+    }
+}
+
+/// Pages of zeroes to copy from: a read-only mapping whose every page is the kernel's one zero
+/// page, so that it costs no memory and stays in the nearest cache.
+pub(crate) struct Zeroes {
+    pub(crate) base: AtomicPtr<u8>,
+}
+
+impl Zeroes {
+    /// Pages of the mapping.
+    pub(crate) const PAGES: usize = super::bits::BITS;
+
+    pub(crate) const fn new() -> Self {
+        Self { base: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// Where the zeroes begin.
+    pub(crate) fn get(&self) -> *const u8 {
+        // Relaxed: stored before the first region is published, and published with it.
+        self.base.load(Ordering::Relaxed)
+    }
+}
+
+/// Page buffers for page functions, claimed for the time of one call.
+pub(crate) struct Buffers {
+    base: *mut u8,
+    page_size: usize,
+    /// A bit for each buffer that is in use.
+    claimed: AtomicU64,
+}
+
+// SAFETY: each buffer is used by whoever claimed its bit.
+unsafe impl Send for Buffers {}
+// SAFETY: as above.
+unsafe impl Sync for Buffers {}
+
+/// A buffer in use.
+pub(crate) struct Claimed<'a> {
+    owner: &'a Buffers,
+    slot: u32,
+}
+
+impl Buffers {
+    /// How many calls may run at once.
+    pub(crate) const COUNT: usize = 64;
+
+    /// Buffers in `COUNT` pages of `page_size` bytes at `base`.
+    ///
+    /// # Safety
+    /// The memory is used by nobody else and outlives the value.
+    pub(crate) unsafe fn new(base: *mut u8, page_size: usize) -> Self {
+        Self { base, page_size, claimed: AtomicU64::new(0) }
+    }
+
+    /// A buffer, unless all are in use.
+    pub(crate) fn claim(&self) -> Option<Claimed<'_>> {
+        loop {
+            let slot = (!self.claimed.load(Ordering::Relaxed)).trailing_zeros();
+            let bit = 1u64.checked_shl(slot)?;
+            // Acquire pairs with the Release in `drop`: the buffer's last user is done with it.
+            if self.claimed.fetch_or(bit, Ordering::Acquire) & bit == 0 {
+                return Some(Claimed { owner: self, slot });
+            }
+        }
+    }
+}
+
+impl Claimed<'_> {
+    /// Runs `function` for page `page` in this buffer, zeroed before, and tells where that is.
+    pub(crate) fn generate(&mut self, function: PageFunction, page: usize) -> *const u8 {
+        let size = self.owner.page_size;
+        let start = self.owner.base.wrapping_add(size.wrapping_mul(self.slot as usize));
+        // SAFETY: the buffer is this claim's alone, and a page long.
+        let buffer = unsafe {
+            ptr::write_bytes(start, 0, size);
+            &mut *ptr::slice_from_raw_parts_mut(start, size)
+        };
+        function(page as u64, buffer);
+        start
+    }
+}
+
+impl Drop for Claimed<'_> {
+    fn drop(&mut self) {
+        self.owner.claimed.fetch_and(!(1 << self.slot), Ordering::Release);
+    }
+}

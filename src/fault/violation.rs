@@ -1,0 +1,229 @@
+//! Touches that must not be resolved: one line on stderr, then death by SIGBUS.
+
+use super::decode::Access;
+use super::region::{NAME_MAX, Name, Region};
+use crate::atomic::{AtomicPtr, AtomicU32, Ordering, UnsafeCell};
+use core::{fmt, mem, ptr};
+use nix::errno::Errno;
+
+/// Why a touch was not resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Bound {
+    /// The page lies past the arena's limit, given in bytes.
+    Limit(usize),
+    /// The arena's budget, given in bytes, is full.
+    Budget(usize),
+    /// The template's bytes for the page cannot be read: its file shrank, or its device failed.
+    TemplateUnreadable,
+    /// The kernel has no memory for the page.
+    OutOfMemory,
+    /// The page cannot be made accessible: it was poisoned, write-protected or unregistered by
+    /// somebody else. The error is the last one that the kernel gave.
+    Unresolvable(Errno),
+}
+
+/// A touch that must not be resolved, as a hook sees it.
+#[derive(Clone, Copy)]
+pub struct Violation {
+    pub(crate) name: Name,
+    pub(crate) access: Access,
+    pub(crate) offset: usize,
+    pub(crate) bound: Bound,
+}
+
+impl Violation {
+    pub(crate) fn new(region: &Region, address: usize, access: Access, bound: Bound) -> Self {
+        let offset = address.wrapping_sub(region.base);
+        Self { name: region.name, access, offset, bound }
+    }
+
+    /// The arena's name.
+    #[must_use]
+    pub fn arena(&self) -> &str {
+        self.name.as_str()
+    }
+
+    /// Whether the touch was a read or a write.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// The byte that was touched, counted from the start of the arena.
+    #[must_use]
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    /// Why it was not resolved.
+    #[must_use]
+    pub fn bound(&self) -> Bound {
+        self.bound
+    }
+}
+
+impl fmt::Debug for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Violation")
+            .field("arena", &self.arena())
+            .field("access", &self.access)
+            .field("offset", &self.offset)
+            .field("bound", &self.bound)
+            .finish()
+    }
+}
+
+/// A function that observes violations; see [`set_violation_hook`].
+pub type ViolationHook = fn(&Violation);
+
+static HOOK: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
+
+/// Has `hook` observe each violation, after its line was printed and before the process dies;
+/// `None` removes it.
+///
+/// The hook cannot prevent the death: when it returns, SIGBUS gets its default disposition and
+/// the instruction runs again.
+///
+/// # Safety
+/// The hook runs in a signal handler, possibly on an 8 KiB alternate stack and with any lock held
+/// by the interrupted code: it must be async-signal-safe (signal-safety(7)). It must not unwind.
+///
+/// ```
+/// fn note(violation: &lacuna::Violation) {
+///     let message = match violation.bound() {
+///         lacuna::Bound::Budget(_) => "over budget\n",
+///         _ => "out of bounds\n",
+///     };
+///     // SAFETY: the message is valid; write(2) is async-signal-safe.
+///     unsafe { libc::write(2, message.as_ptr().cast(), message.len()) };
+/// }
+/// // SAFETY: `note` only calls write(2).
+/// unsafe { lacuna::set_violation_hook(Some(note)) };
+/// # unsafe { lacuna::set_violation_hook(None) };
+/// ```
+pub unsafe fn set_violation_hook(hook: Option<ViolationHook>) {
+    let hook = hook.map_or(ptr::null_mut(), |hook| hook as *mut ());
+    // Release pairs with the Acquire in `observe`: what the caller prepared is visible.
+    HOOK.store(hook, Ordering::Release);
+}
+
+/// Prints the line, calls the hook, and gives SIGBUS its default disposition, so that the
+/// instruction, which runs again, takes the process down with its own registers in the core.
+pub(crate) fn die(violation: &Violation) {
+    report(violation);
+    let hook = HOOK.load(Ordering::Acquire);
+    if !hook.is_null() {
+        // SAFETY: only `set_violation_hook` stores here, and it stores a `ViolationHook`.
+        let hook = unsafe { mem::transmute::<*mut (), ViolationHook>(hook) };
+        hook(violation);
+    }
+    super::chain::set_default();
+}
+
+/// The line, in memory of its own: the handler's stack may be small. Whoever claims it first
+/// prints; a second violation at the same time adds nothing, the process is dying.
+struct Line {
+    claimed: AtomicU32,
+    text: UnsafeCell<Text>,
+}
+
+struct Text {
+    bytes: [u8; LINE_MAX],
+    len: usize,
+}
+
+const LINE_MAX: usize = NAME_MAX + 225;
+
+// SAFETY: the text is touched only by the one thread that claimed the line.
+unsafe impl Sync for Line {}
+
+static LINE: Line = Line {
+    claimed: AtomicU32::new(0),
+    text: UnsafeCell::new(Text { bytes: [0; LINE_MAX], len: 0 }),
+};
+
+fn report(violation: &Violation) {
+    // Relaxed: nothing is published; the claim is never given back.
+    if LINE.claimed.swap(1, Ordering::Relaxed) != 0 {
+        return;
+    }
+    LINE.text.with_mut(|text| {
+        // SAFETY: the claim above succeeds once in the life of the process.
+        let text = unsafe { &mut *text };
+        text.describe(violation);
+        // SAFETY: the bytes are initialised up to `len`, which is at most their number.
+        unsafe { libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len) };
+    });
+}
+
+impl Text {
+    fn describe(&mut self, violation: &Violation) {
+        self.str("lacuna: arena \"").str(violation.arena()).str("\": ");
+        self.str(match violation.access {
+            Access::Read => "read",
+            Access::Write => "write",
+        });
+        self.str(" at offset ").number(violation.offset);
+        match violation.bound {
+            Bound::Limit(bytes) => self.str(" is past its limit of ").number(bytes).str(" bytes"),
+            Bound::Budget(bytes) => {
+                self.str(" exceeds its budget of ").number(bytes).str(" resident bytes")
+            }
+            Bound::TemplateUnreadable => self.str(": its template cannot be read"),
+            Bound::OutOfMemory => self.str(": the kernel has no memory for the page"),
+            Bound::Unresolvable(errno) => {
+                self.str(": the page cannot be made accessible, error ").number(errno as usize)
+            }
+        };
+        self.str("\n");
+    }
+
+    fn str(&mut self, text: &str) -> &mut Self {
+        for (to, from) in self.bytes.iter_mut().skip(self.len).zip(text.as_bytes()) {
+            *to = *from;
+            self.len = self.len.wrapping_add(1);
+        }
+        self
+    }
+
+    fn number(&mut self, number: usize) -> &mut Self {
+        let mut divisor: usize = 1;
+        while number / divisor >= 10 {
+            divisor = divisor.wrapping_mul(10);
+        }
+        while divisor > 0 {
+            let digit = (number / divisor % 10) as u8;
+            let digit = [b'0'.wrapping_add(digit)];
+            self.str(core::str::from_utf8(&digit).unwrap_or("?"));
+            divisor /= 10;
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_say_what_happened() {
+        let mut violation = Violation {
+            name: Name::new("index").unwrap(),
+            access: Access::Write,
+            offset: 1 << 40,
+            bound: Bound::Limit(0),
+        };
+        let mut check = |bound, want: &str| {
+            violation.bound = bound;
+            let mut text = Text { bytes: [0; LINE_MAX], len: 0 };
+            text.describe(&violation);
+            assert_eq!(std::str::from_utf8(&text.bytes[..text.len]).unwrap(), want);
+        };
+        let head = "lacuna: arena \"index\": write at offset 1099511627776";
+        check(Bound::Limit(0), &format!("{head} is past its limit of 0 bytes\n"));
+        check(Bound::Budget(4096), &format!("{head} exceeds its budget of 4096 resident bytes\n"));
+        let most = usize::MAX;
+        check(Bound::Limit(most), &format!("{head} is past its limit of {most} bytes\n"));
+    }
+}

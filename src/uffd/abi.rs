@@ -1,0 +1,68 @@
+//! The kernel's side: request numbers and constants of `linux/userfaultfd.h`, which
+//! `linux-raw-sys` lacks wherever the header writes them as a C expression.
+//!
+//! The request functions return nix's `Errno` and do nothing but the system call, so they are
+//! async-signal-safe. What they may do to memory depends on the argument: they are `unsafe`, and
+//! each caller proves its own case.
+
+pub(super) use linux_raw_sys::general::*;
+
+/// `UFFDIO`, the type byte of every request.
+const TYPE: u8 = 0xAA;
+
+nix::ioctl_readwrite!(api, TYPE, _UFFDIO_API, uffdio_api);
+nix::ioctl_readwrite!(register, TYPE, _UFFDIO_REGISTER, uffdio_register);
+// The kernel declares the next two as _IOR although it reads their argument and writes nothing.
+nix::ioctl_read!(unregister, TYPE, _UFFDIO_UNREGISTER, uffdio_range);
+nix::ioctl_read!(wake, TYPE, _UFFDIO_WAKE, uffdio_range);
+nix::ioctl_readwrite!(copy, TYPE, _UFFDIO_COPY, uffdio_copy);
+nix::ioctl_readwrite!(zeropage, TYPE, _UFFDIO_ZEROPAGE, uffdio_zeropage);
+nix::ioctl_readwrite!(move_pages, TYPE, _UFFDIO_MOVE, uffdio_move);
+nix::ioctl_readwrite!(write_protect, TYPE, _UFFDIO_WRITEPROTECT, uffdio_writeprotect);
+nix::ioctl_readwrite!(continue_, TYPE, _UFFDIO_CONTINUE, uffdio_continue);
+nix::ioctl_readwrite!(poison, TYPE, _UFFDIO_POISON, uffdio_poison);
+// USERFAULTFD_IOC_NEW, the one request of /dev/userfaultfd; its argument is userfaultfd(2)'s flags.
+nix::ioctl_write_int_bad!(new, nix::request_code_none!(TYPE, 0x00));
+
+// Mode bits that linux/userfaultfd.h writes as `((__u64)1<<n)`.
+pub(super) const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
+pub(super) const UFFDIO_WRITEPROTECT_MODE_DONTWAKE: u64 = 1 << 1;
+pub(super) const UFFDIO_CONTINUE_MODE_DONTWAKE: u64 = 1 << 0;
+pub(super) const UFFDIO_CONTINUE_MODE_WP: u64 = 1 << 1;
+pub(super) const UFFDIO_POISON_MODE_DONTWAKE: u64 = 1 << 0;
+pub(super) const UFFDIO_MOVE_MODE_DONTWAKE: u64 = 1 << 0;
+pub(super) const UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;
+
+/// Checks that a request has the number that `linux-raw-sys` took from the kernel's headers, for
+/// the architecture at hand.
+macro_rules! assert_request {
+    ($code:ident, $nr:ident, $argument:ident, $expected:ident) => {
+        const _: () = assert!(
+            nix::$code!(TYPE, $nr, size_of::<$argument>()) as u32
+                == linux_raw_sys::ioctl::$expected
+        );
+    };
+}
+
+assert_request!(request_code_readwrite, _UFFDIO_API, uffdio_api, UFFDIO_API);
+assert_request!(request_code_readwrite, _UFFDIO_REGISTER, uffdio_register, UFFDIO_REGISTER);
+assert_request!(request_code_read, _UFFDIO_UNREGISTER, uffdio_range, UFFDIO_UNREGISTER);
+assert_request!(request_code_read, _UFFDIO_WAKE, uffdio_range, UFFDIO_WAKE);
+assert_request!(request_code_readwrite, _UFFDIO_COPY, uffdio_copy, UFFDIO_COPY);
+assert_request!(request_code_readwrite, _UFFDIO_ZEROPAGE, uffdio_zeropage, UFFDIO_ZEROPAGE);
+assert_request!(
+    request_code_readwrite,
+    _UFFDIO_WRITEPROTECT,
+    uffdio_writeprotect,
+    UFFDIO_WRITEPROTECT
+);
+assert_request!(request_code_readwrite, _UFFDIO_CONTINUE, uffdio_continue, UFFDIO_CONTINUE);
+
+const _: () = {
+    // linux-raw-sys has no request numbers for these two; their size is part of the number.
+    assert!(_UFFDIO_MOVE == 0x05 && size_of::<uffdio_move>() == 40);
+    assert!(_UFFDIO_POISON == 0x08 && size_of::<uffdio_poison>() == 32);
+    // read(2) hands out whole messages of this size.
+    assert!(size_of::<uffd_msg>() == 32 && align_of::<uffd_msg>() == 1);
+    assert!(UFFDIO == TYPE as u32 && UFFD_API == 0xAA);
+};
