@@ -61,7 +61,7 @@ fn fill<T>(
         let done = match node_of(held) {
             Some(below) => fill(&below.0, level - 1, at - first..end - first, entry, node),
             None if whole => {
-                // Release pairs with the Acquire in `find`: the entry's value is whole before it can be found.
+                // Release pairs with the Acquire in `find`: what is found is whole.
                 slot.store(entry, Ordering::Release);
                 true
             }

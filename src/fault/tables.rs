@@ -26,6 +26,7 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// The layout for `chunks` chunks, at most those of the address space.
+    #[allow(clippy::arithmetic_side_effects, reason = "runs when an arena is made, and fits")]
     pub(crate) fn new(chunks: usize) -> Self {
         let words: usize = summary::words(chunks).iter().sum();
         let states = words * size_of::<AtomicU64>();

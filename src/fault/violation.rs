@@ -180,23 +180,28 @@ impl Text {
     }
 
     fn str(&mut self, text: &str) -> &mut Self {
-        for (to, from) in self.bytes.iter_mut().skip(self.len).zip(text.as_bytes()) {
-            *to = *from;
-            self.len = self.len.wrapping_add(1);
-        }
-        self
+        self.push(text.as_bytes())
     }
 
-    fn number(&mut self, number: usize) -> &mut Self {
-        let mut divisor: usize = 1;
-        while number / divisor >= 10 {
-            divisor = divisor.wrapping_mul(10);
+    fn number(&mut self, mut number: usize) -> &mut Self {
+        let mut digits = [b'0'; 20];
+        let mut first = digits.len();
+        for (index, digit) in digits.iter_mut().enumerate().rev() {
+            *digit = b'0'.wrapping_add((number % 10) as u8);
+            first = index;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
         }
-        while divisor > 0 {
-            let digit = (number / divisor % 10) as u8;
-            let digit = [b'0'.wrapping_add(digit)];
-            self.str(core::str::from_utf8(&digit).unwrap_or("?"));
-            divisor /= 10;
+        self.push(digits.get(first..).unwrap_or_default())
+    }
+
+    /// Appends as much as there is room for.
+    fn push(&mut self, bytes: &[u8]) -> &mut Self {
+        for (to, from) in self.bytes.iter_mut().skip(self.len).zip(bytes) {
+            *to = *from;
+            self.len = self.len.wrapping_add(1);
         }
         self
     }
