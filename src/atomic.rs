@@ -1,4 +1,4 @@
-//! The atomics that lock-free code uses, from one place: `tests/loom.rs` compiles the same source
+//! The atomics that lock-free code uses, from one place: `tests/loom` compiles the same source
 //! files with loom's types under these names.
 
 pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};

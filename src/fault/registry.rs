@@ -111,8 +111,9 @@ impl<T> Registry<T> {
         };
         // Acquire pairs with `is_drained`: if the writer saw no pin, the next load sees its slots.
         entry.pins.fetch_add(1, Ordering::Acquire);
-        // Relaxed suffices for the gate, by the same pairing.
-        let gate = self.gate.load(Ordering::Relaxed);
+        // That it is closed is seen by the same pairing; Acquire pairs with its opening: what the
+        // thread that closed it did meanwhile is visible.
+        let gate = self.gate.load(Ordering::Acquire);
         if ptr::eq(self.find(address), found) && (gate == 0 || gate == thread()) {
             // SAFETY: the pin came before the writer looked for pins, so the value stays.
             if let Some(value) = entry.value.with(|value| unsafe { (*value).as_ref() }) {
