@@ -93,16 +93,17 @@ impl<F: AsFd> Uffd<F> {
     ///
     /// On private memory it maps the kernel's one page of zeros, so it costs no memory: a later
     /// write, the kernel's included, is an ordinary copy-on-write without a fault of this
-    /// userfaultfd. A page that is present is never overwritten, and neither is a marker (write
-    /// protection, poison, guard page), which stays in force. Not on hugetlbfs. The range must lie
-    /// inside one mapping.
+    /// userfaultfd. Nor does it overwrite a marker (write protection of a missing page, poison,
+    /// guard page), which stays in force. On shared memory it allocates pages and overwrites
+    /// markers, as [`Uffd::copy`] does. It does not work on hugetlbfs. The range must lie inside one
+    /// mapping.
     ///
     /// See ioctl_userfaultfd(2), UFFDIO_ZEROPAGE.
     ///
     /// # Errors
     ///
-    /// [`Progress::errno`] as for [`Uffd::copy`], except that `EEXIST` may also mean a marker, which
-    /// does not make the page accessible, and that `EINVAL` includes hugetlbfs.
+    /// [`Progress::errno`] as for [`Uffd::copy`], except that on private memory `EEXIST` may also mean
+    /// a marker, which does not make the page accessible, and that `EINVAL` includes hugetlbfs.
     ///
     /// # Safety
     ///
@@ -123,7 +124,8 @@ impl<F: AsFd> Uffd<F> {
     ///
     /// Resolves faults of [`RegisterMode::MINOR`](super::RegisterMode::MINOR). The contents are
     /// what the file has there, usually written through a second mapping that is not registered.
-    /// The range must lie inside one mapping, which must be shared.
+    /// A private mapping keeps what is written to it later to itself. The range must lie inside one
+    /// mapping.
     ///
     /// See ioctl_userfaultfd(2), UFFDIO_CONTINUE.
     ///
@@ -134,7 +136,7 @@ impl<F: AsFd> Uffd<F> {
     /// - `EAGAIN`, `ENOENT`, `ENOMEM`, `ESRCH`: as for [`Uffd::copy`].
     /// - `EEXIST`: the first page is mapped.
     /// - `EFAULT`: the page cache does not have the first page.
-    /// - `EINVAL`: as for [`Uffd::copy`], or the mapping is private or anonymous.
+    /// - `EINVAL`: as for [`Uffd::copy`], or the memory is anonymous.
     ///
     /// # Safety
     ///
@@ -163,7 +165,8 @@ impl<F: AsFd> Uffd<F> {
     ///
     /// # Errors
     ///
-    /// [`Progress::errno`] as for [`Uffd::zeropage`].
+    /// [`Progress::errno`] as for [`Uffd::copy`], except that `EEXIST` may also mean a marker, poison
+    /// included.
     ///
     /// # Safety
     ///
@@ -196,7 +199,7 @@ impl<F: AsFd> Uffd<F> {
     /// - `EAGAIN`: as for [`Uffd::copy`].
     /// - `EEXIST`: the first page at `dst` is present.
     /// - `ENOENT`: the first page at `src` is missing, without [`MoveMode::ALLOW_SRC_HOLES`]; or a
-    ///   range is not mapped, or `dst` not registered.
+    ///   range is not mapped.
     /// - `EBUSY`: the first page at `src` is pinned, or shared with another process: fork(2) shares
     ///   pages, and they count as shared until they are written again.
     /// - `EINVAL`: a range is empty, unaligned, or not of the kind described; `mode` is

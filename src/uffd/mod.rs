@@ -75,6 +75,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 /// When the last descriptor of a userfaultfd is closed, everything that is registered with it
 /// becomes ordinary memory: pages that are missing read as zero from then on, without a fault. So
 /// an owned `Uffd` has to outlive every use of memory whose missing pages are not to be zero.
+/// Conversely, closing it is no way to unregister at once: a child that is being spawned has a
+/// descriptor too until it executes its program.
 ///
 /// It governs the memory of the process that opened it, also when a forked child or another process
 /// that was given the descriptor operates on it.

@@ -45,6 +45,7 @@ impl Uffd {
     /// # Errors
     ///
     /// As [`UffdBuilder::open`].
+    #[doc(alias = "UFFDIO_API")]
     pub fn probe() -> Result<Support> {
         Self::builder().probe()
     }
@@ -98,11 +99,12 @@ impl UffdBuilder {
     /// - [`ErrorKind::Conflict`]: [`Features::SIGBUS`] together with one of [`Features::EVENTS`].
     ///   The kernel allows it, but an event that nobody reads makes its cause wait for ever.
     /// - [`ErrorKind::Unsupported`]: the kernel lacks some of the features; the error names the bits.
-    /// - `EPERM`: userfaultfd(2) is denied by a seccomp filter or for lack of privilege (and
-    ///   the device cannot be opened); or, from `UFFDIO_API`, [`Features::EVENT_FORK`] without
-    ///   `CAP_SYS_PTRACE`.
+    /// - `EPERM`, `EACCES`: userfaultfd(2) is denied by a seccomp filter, a security module or for
+    ///   lack of privilege, and the device cannot be opened. From `UFFDIO_API`, `EPERM` means
+    ///   [`Features::EVENT_FORK`] without `CAP_SYS_PTRACE`.
     /// - `ENOSYS`: the kernel or sandbox has no userfaultfd.
     /// - `EMFILE`, `ENFILE`, `ENOMEM`: no descriptor or memory is left.
+    #[doc(alias("userfaultfd", "UFFDIO_API", "USERFAULTFD_IOC_NEW"))]
     pub fn open(self) -> Result<Uffd> {
         if self.features.contains(Features::SIGBUS) && self.features.intersects(Features::EVENTS) {
             let value = self.features.bits() as usize;

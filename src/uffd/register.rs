@@ -23,7 +23,8 @@ impl<F: AsFd> Uffd<F> {
     /// go to this userfaultfd. Since Linux 4.3.
     ///
     /// Returns the operations that work on the range. Pages that are present stay as they are.
-    /// Registering a range again replaces its mode. The range may span several mappings.
+    /// Registering a range again replaces its mode. The range may span several mappings and the
+    /// gaps between them.
     ///
     /// `start` and `len` are multiples of the page size, on hugetlbfs of the huge page size. Private
     /// anonymous memory, shared memory (memfd, tmpfs) and hugetlbfs can be registered; on private
@@ -34,8 +35,8 @@ impl<F: AsFd> Uffd<F> {
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: the range is empty, unaligned, not mapped at its start, or of an incompatible
-    ///   kind (a mapping of an ordinary file, say); or `mode` is empty or unsupported.
+    /// - `EINVAL`: the range is empty or unaligned, has no mapping or an incompatible one (of an
+    ///   ordinary file, say); or `mode` is empty or unsupported.
     /// - `EBUSY`: another userfaultfd has part of the range.
     /// - `EPERM`: the mapping is shared and its file is not open for writing.
     /// - `ENOMEM`: the process that opened the userfaultfd is gone, or the kernel is out of memory
@@ -45,8 +46,9 @@ impl<F: AsFd> Uffd<F> {
     ///
     /// The memory must be the caller's to govern. A missing page that would have read as zero may
     /// now be given other contents; a touch raises SIGBUS or waits until somebody resolves it;
-    /// and a narrower mode lets pages that were tracked until now appear by themselves, as zeros.
-    /// Whoever uses this memory must be prepared for that.
+    /// and a narrower mode, or closing the userfaultfd, which safe code may do, lets pages that were
+    /// tracked until now appear by themselves, as zeros. Whoever uses this memory must be prepared
+    /// for that.
     #[doc(alias = "UFFDIO_REGISTER")]
     pub unsafe fn register(
         &self,
@@ -74,8 +76,8 @@ impl<F: AsFd> Uffd<F> {
     ///
     /// # Errors
     ///
-    /// - `EINVAL`: the range is empty, unaligned, not mapped at its start or of an incompatible
-    ///   kind; or another userfaultfd has part of it (before Linux 6.17 it was unregistered there).
+    /// - `EINVAL`: the range is empty or unaligned, has no mapping or an incompatible one; or another
+    ///   userfaultfd has part of it (older kernels unregister it there).
     /// - `ENOMEM`: as for [`Uffd::register`].
     ///
     /// # Safety
@@ -102,7 +104,8 @@ impl<F: AsFd> Uffd<F> {
     /// # Errors
     ///
     /// - `EINVAL`: the range is empty or unaligned, or `mode` is unsupported, or has both bits.
-    /// - `ENOENT`: part of the range is not mapped or not registered with [`RegisterMode::WP`].
+    /// - `ENOENT`: part of the range is not mapped or not registered with [`RegisterMode::WP`]; up to
+    ///   Linux 6.1, also if the range spans several mappings.
     /// - `EAGAIN`: the memory map is changing (an event is waiting to be read): try again.
     /// - `EFAULT`: the kernel failed underway.
     /// - `ESRCH`: the process that opened the userfaultfd is gone.
