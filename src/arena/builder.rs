@@ -4,7 +4,7 @@ use super::mapping::{Layout, Mapping};
 use super::registrar::REGISTRAR;
 use super::template::Template;
 use super::{Arena, engine};
-use crate::atomic::AtomicUsize;
+use crate::atomic::{AtomicU32, AtomicUsize};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::ledger::Ledger;
 use crate::fault::region::{Counters, Name, Region};
@@ -12,6 +12,7 @@ use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
 use crate::fault::window::Window;
 use crate::page::{CHUNK, page_shift, page_size, round_up};
+use crate::uffd::Ioctls;
 
 /// What an arena is to be; made by [`Arena::builder`], it makes the arena with
 /// [`reserve`](Self::reserve).
@@ -26,6 +27,8 @@ pub struct ArenaBuilder<'a> {
     budget: Option<usize>,
     limit: Option<usize>,
     window: Window,
+    huge_pages: bool,
+    lending: bool,
 }
 
 impl<'a> ArenaBuilder<'a> {
@@ -37,6 +40,8 @@ impl<'a> ArenaBuilder<'a> {
             budget: None,
             limit: None,
             window: Window::Adaptive,
+            huge_pages: true,
+            lending: true,
         }
     }
 
@@ -69,6 +74,28 @@ impl<'a> ArenaBuilder<'a> {
     /// How many pages one fault resolves; [`Window::Adaptive`] by default.
     pub const fn window(mut self, window: Window) -> Self {
         self.window = window;
+        self
+    }
+
+    /// Whether a chunk that is filled whole, by a stream or by [`Arena::populate`], may be filled
+    /// with a 2 MiB page; true by default. It is several times cheaper than small pages, needs no
+    /// setting of the administrator's beyond transparent huge pages not being off, and Linux 6.8.
+    ///
+    /// Images mapped from a file, whose pages are read one by one, are filled with small pages.
+    pub const fn huge_pages(mut self, allowed: bool) -> Self {
+        self.huge_pages = allowed;
+        self
+    }
+
+    /// Whether a 2 MiB chunk of a zero template that keeps being touched here and there may be
+    /// *lent*: handed to the kernel, which fills it page by page without a signal; true by default.
+    ///
+    /// A lent chunk is charged to the budget as a whole, and counts as `lent_bytes` until
+    /// [`Arena::measure`] looks. Lending takes at most half the budget and a quarter of the mappings
+    /// that the process may have (`vm.max_map_count`); when the budget is needed, chunks are
+    /// recalled. Without it, each page that is touched alone costs a signal.
+    pub const fn lending(mut self, allowed: bool) -> Self {
+        self.lending = allowed;
         self
     }
 
@@ -108,7 +135,8 @@ impl<'a> ArenaBuilder<'a> {
         reservation.forbid_huge_pages(offset, layout.len)?;
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
-        engine::register(base.as_ptr().addr(), layout.len)?;
+        let ioctls = engine::register(base.as_ptr().addr(), layout.len)?;
+        let huge = self.huge_pages && ioctls.contains(Ioctls::MOVE) && source.is_ordinary();
 
         let region = Region {
             base: base.as_ptr().addr(),
@@ -118,6 +146,9 @@ impl<'a> ArenaBuilder<'a> {
             window: self.window,
             source,
             name: settings.name,
+            lends: self.lending && matches!(source, Source::Zero),
+            huge: AtomicU32::new(u32::from(huge)),
+            hand: AtomicUsize::new(0),
             limit: AtomicUsize::new(settings.limit),
             // SAFETY: the mapping is zeroed, page-aligned, as large as the layout says, and goes
             // after the region does.

@@ -6,8 +6,8 @@ use crate::fault::handler::current_thread;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
 use crate::fault::resolve::pause;
+use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
-use core::mem::MaybeUninit;
 
 impl Arena {
     /// Holds on to the region, as a fault does: a fork in another thread waits for it, and is
@@ -64,32 +64,6 @@ impl Arena {
             }
             drop(region);
             pause(10_000);
-        }
-    }
-}
-
-/// All signals are blocked in this thread for as long as this lives.
-pub(super) struct SignalsBlocked(libc::sigset_t);
-
-impl SignalsBlocked {
-    pub(super) fn new() -> Self {
-        let mut all = MaybeUninit::uninit();
-        let mut before = MaybeUninit::uninit();
-        // SAFETY: the sets are valid to write; pthread_sigmask cannot fail with a valid `how`, and
-        // fills in the set before.
-        unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-            Self(before.assume_init())
-        }
-    }
-}
-
-impl Drop for SignalsBlocked {
-    fn drop(&mut self) {
-        // SAFETY: the set is the one that was in force.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, core::ptr::null_mut());
         }
     }
 }

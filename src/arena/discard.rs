@@ -1,10 +1,11 @@
 //! Giving pages back.
 
 use super::Arena;
-use super::change::SignalsBlocked;
 use crate::Errno;
 use crate::error::{Error, Operation, Result};
+use crate::fault::lend;
 use crate::fault::region::Region;
+use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use core::ops::Range;
 use core::ptr;
@@ -71,8 +72,30 @@ impl Arena {
     }
 }
 
+impl Arena {
+    /// Recalls the lent chunks that reach to page `limit` or past it.
+    pub(super) fn recall_from(&self, limit: usize) -> Result<()> {
+        let blocked = SignalsBlocked::new();
+        let mut from = limit / self.region().chunk_pages();
+        while let Some(index) = lend::next_lent_from(self.region(), from) {
+            let recall = |region: &Region, chunk: &Chunk<'_>| match chunk.state.is_lent() {
+                true => lend::recall(region, chunk, false),
+                false => Ok(()),
+            };
+            self.as_owner(&blocked, index, recall)
+                .unwrap_or(Ok(()))
+                .map_err(|errno| Error::os(Operation::SetLimit, errno))?;
+            from = index + 1;
+        }
+        Ok(())
+    }
+}
+
 /// Discards `part` of a chunk, as its owner.
 fn empty(region: &Region, chunk: &Chunk<'_>, part: Range<usize>) -> Result<(), Errno> {
+    if chunk.state.is_lent() {
+        lend::recall(region, chunk, false)?;
+    }
     let present = chunk.present();
     let start = present.next_set(part.clone());
     if start < part.end {
@@ -91,6 +114,7 @@ fn empty(region: &Region, chunk: &Chunk<'_>, part: Range<usize>) -> Result<(), E
     }
     if chunk.present().is_empty() {
         region.tables.summary().clear(chunk.index);
+        chunk.state.forget();
     }
     Ok(())
 }

@@ -6,11 +6,13 @@ use super::registrar::{REGISTRAR, close_gate, open_gate};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::handler::current_thread;
+use crate::fault::lend::MAPPINGS;
 use crate::fault::source::Zeroes;
-use crate::fault::{ZEROES, chain, handler, set_descriptor, uffd};
+use crate::fault::staging::Staging;
+use crate::fault::{STAGING, ZEROES, chain, handler, set_descriptor, uffd};
 use crate::lock::Mutex;
-use crate::page::page_size;
-use crate::uffd::{Features, RegisterMode, Uffd};
+use crate::page::{CHUNK, page_size};
+use crate::uffd::{Features, Ioctls, RegisterMode, Uffd};
 use core::ptr;
 use nix::errno::Errno;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -32,14 +34,25 @@ pub(crate) fn start() -> Result<()> {
     }
     let uffd = Uffd::builder().features(Features::SIGBUS).open()?;
     let zeroes = map_zeroes()?;
+    let staging = Mapping::huge(Staging::SLOTS * CHUNK)?;
     install_fork_hooks()?;
     install_handler()?;
     // From here on nothing fails.
     ZEROES.base.store(zeroes.base().as_ptr(), Ordering::Relaxed);
     core::mem::forget(zeroes);
+    STAGING.base.store(staging.base().as_ptr(), Ordering::Relaxed);
+    core::mem::forget(staging);
+    MAPPINGS.most.store(mappings_to_lend(), Ordering::Relaxed);
     set_descriptor(uffd.into_fd().into_raw_fd());
     STARTED.store(1, Ordering::Release);
     Ok(())
+}
+
+/// How many mappings lending may make: a quarter of what a process may have.
+fn mappings_to_lend() -> usize {
+    const DEFAULT: usize = 65_530;
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+    limit.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT) / 4
 }
 
 /// Maps the zeroes, every page of them present; this also tells whether the kernel has the advice
@@ -138,7 +151,7 @@ fn rearm() -> Result<()> {
     let registrar = unsafe { &*REGISTRAR.data_ptr() };
     registrar.regions().try_for_each(|region| {
         let (start, len) = (region.address_of(0), region.pages << region.page_shift);
-        register(start, len)
+        register(start, len).map(drop)
     })
 }
 
@@ -157,8 +170,8 @@ fn give_up() {
 }
 
 /// Has the kernel raise SIGBUS for the missing pages of a reservation.
-pub(crate) fn register(start: usize, len: usize) -> Result<()> {
+pub(crate) fn register(start: usize, len: usize) -> Result<Ioctls> {
     let address = ptr::with_exposed_provenance_mut(start);
     // SAFETY: the range is a reservation of ours.
-    unsafe { uffd().register(address, len, RegisterMode::MISSING) }.map(drop)
+    unsafe { uffd().register(address, len, RegisterMode::MISSING) }
 }

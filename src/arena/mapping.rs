@@ -39,6 +39,21 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Zeroed memory, aligned to a chunk, that the kernel fills in huge pages where it can.
+    pub(crate) fn huge(len: usize) -> Result<Self> {
+        let spacious = Self::anonymous(len + CHUNK, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        let skip = spacious.base.as_ptr().align_offset(CHUNK);
+        // What lies before and after is address space that nobody uses: not worth giving back.
+        // SAFETY: the skipped bytes are fewer than a chunk.
+        let base = unsafe { spacious.base.add(skip) };
+        core::mem::forget(spacious);
+        let mapping = Self { base, len };
+        match mapping.advise(0, len, MmapAdvise::MADV_HUGEPAGE) {
+            Err(error) if error.errno() != Some(Errno::EINVAL) => Err(error),
+            _ => Ok(mapping),
+        }
+    }
+
     /// `len` bytes of a file from the page-aligned `offset` on, to read.
     pub(crate) fn file(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
         let error = |errno| Error::os(Operation::Map, errno).value(len);

@@ -20,6 +20,7 @@ pub use template::Template;
 
 use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::lend;
 use crate::fault::region::Region;
 use crate::page::{page_size, round_up};
 use core::fmt;
@@ -98,13 +99,16 @@ impl Arena {
     }
 
     /// Moves the limit to `bytes`, rounded up to whole pages: what lies before it may be touched,
-    /// what lies past it may not. It is one atomic store and no system call.
+    /// what lies past it may not. Raising it is one atomic store and no
+    /// system call.
     ///
     /// The limit governs *first* touches. A lower limit leaves pages past it that are present
-    /// already as they are; discard them to have touching them be a violation.
+    /// already as they are; discard them to have touching them be a violation. Lent chunks past it
+    /// are recalled.
     ///
     /// # Errors
-    /// [`ErrorKind::LimitPastLength`]: the arena is shorter.
+    /// [`ErrorKind::LimitPastLength`]: the arena is shorter. [`ErrorKind::Os`]: the limit is lower
+    /// now, but a lent chunk past it could not be recalled.
     ///
     /// ```
     /// let memory = lacuna::Arena::builder(8 << 30).limit(64 << 10).reserve()?;
@@ -116,8 +120,8 @@ impl Arena {
         let error = Error::new(Operation::SetLimit, ErrorKind::LimitPastLength).value(bytes);
         let pages = builder::limit_pages(bytes, self.len()).ok_or(error)?;
         // Relaxed: see `Region::limit`.
-        self.region().limit.store(pages, Ordering::Relaxed);
-        Ok(())
+        let before = self.region().limit.swap(pages, Ordering::Relaxed);
+        if pages < before && self.region().lends { self.recall_from(pages) } else { Ok(()) }
     }
 
     /// Numbers about the arena; a few loads, no system call.
@@ -169,6 +173,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        lend::forget(self.region());
         // SAFETY: the seat came from `publish`, with this span, and the arena is dropped once.
         unsafe { REGISTRAR.lock().retire(self.seat, self.span) };
     }

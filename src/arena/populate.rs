@@ -2,14 +2,17 @@
 
 use super::Arena;
 use crate::Errno;
+use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::bits::Snapshot;
 use crate::fault::decode::Access;
 use crate::fault::fill::add;
 use crate::fault::ledger::Charge;
 use crate::fault::region::Region;
-use crate::fault::resolve::pause;
+use crate::fault::resolve::{fill_whole, pause};
 use crate::fault::tables::Chunk;
 use core::ops::Range;
+use core::ptr;
 
 /// What came of one try at a chunk.
 enum Attempt {
@@ -89,6 +92,14 @@ enum Cause {
 
 /// Installs the absent pages of `part`, as a filler of `chunk`.
 fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
+    if chunk.state.is_lent() {
+        return populate_lent(region, chunk, part);
+    }
+    // Relaxed: see where it is cleared.
+    let huge = region.huge.load(Ordering::Relaxed) != 0;
+    if huge && part.len() == region.chunk_pages() && fill_whole(region, chunk) {
+        return Ok(Attempt::Done);
+    }
     loop {
         let present = chunk.present();
         let start = present.next_clear(part.clone());
@@ -109,4 +120,24 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
             Some(errno) => return Err(Cause::Os(errno)),
         }
     }
+}
+
+/// Has the kernel fill `part` of a lent chunk, whose pages are charged already.
+fn populate_lent(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    part: &Range<usize>,
+) -> Result<Attempt, Cause> {
+    let first = region.pages_of(chunk.index).start;
+    let start = ptr::with_exposed_provenance_mut(region.address_of(first + part.start));
+    let len = part.len() << region.page_shift;
+    // SAFETY: populating changes no content, and the pages are a reservation's of ours.
+    let result = unsafe { libc::madvise(start, len, libc::MADV_POPULATE_WRITE) };
+    Errno::result(result).map_err(Cause::Os)?;
+    let mut memory = Snapshot::EMPTY;
+    memory.insert(part.clone());
+    let memory = chunk.lend().load().and(&memory);
+    chunk.resident.add(&memory);
+    region.ledger.convert(chunk.lend().remove(&memory));
+    Ok(Attempt::Done)
 }

@@ -2,11 +2,14 @@
 
 use super::Arena;
 use crate::fault::bits::Snapshot;
+use crate::fault::pagemap::Pagemap;
 use core::ops::Range;
+use std::sync::Arc;
 
 /// The present parts of an arena, as byte ranges in order; from [`Arena::populated`].
 ///
-/// It costs in proportion to what is present. Runs never touch each other. While other threads
+/// It costs in proportion to what is present. Which pages of a lent chunk are there is asked of the
+/// kernel; if it does not tell, they count as present, all of them. Runs never touch each other. While other threads
 /// touch or discard, it shows each 2 MiB chunk as it was at some moment of the walk.
 #[derive(Clone, Debug)]
 pub struct Populated<'a> {
@@ -17,6 +20,8 @@ pub struct Populated<'a> {
     page: usize,
     /// Set once no further chunk has pages.
     ended: bool,
+    /// The kernel's view, opened at the first lent chunk, if it can be.
+    pagemap: Option<Option<Arc<Pagemap>>>,
 }
 
 impl Arena {
@@ -32,8 +37,14 @@ impl Arena {
     /// ```
     #[must_use]
     pub fn populated(&self) -> Populated<'_> {
-        let mut runs =
-            Populated { arena: self, chunk: 0, present: Snapshot::EMPTY, page: 0, ended: false };
+        let mut runs = Populated {
+            arena: self,
+            chunk: 0,
+            present: Snapshot::EMPTY,
+            page: 0,
+            ended: false,
+            pagemap: None,
+        };
         runs.enter_from(0);
         runs
     }
@@ -54,11 +65,22 @@ impl Populated<'_> {
         match tables.summary().next(chunk).and_then(|index| tables.chunk(index)) {
             Some(chunk) => {
                 self.chunk = chunk.index;
-                self.present = chunk.present();
+                self.present = match chunk.state.is_lent() {
+                    true => self.ask(chunk.index).unwrap_or(chunk.present()),
+                    false => chunk.present(),
+                };
                 self.page = 0;
             }
             None => self.ended = true,
         }
+    }
+
+    /// The pages of a lent chunk that are there, by the kernel's account.
+    fn ask(&mut self, chunk: usize) -> Option<Snapshot> {
+        let open = || Pagemap::open().ok().map(Arc::new);
+        let view = self.pagemap.get_or_insert_with(open).as_ref()?;
+        let view = view.view(self.arena.region(), chunk).ok()?;
+        Some(view.memory.union(&view.zero))
     }
 
     /// The next run within one chunk, in pages of the arena.

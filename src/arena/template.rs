@@ -33,6 +33,8 @@ struct Image {
     /// The last page, if the image ends within one: a copy, zeroes after the image's end.
     tail: Option<Mapping>,
     len: usize,
+    /// Whether the body is a file's.
+    mapped: bool,
 }
 
 /// Bytes that one system call copies of a repeated value: more would hardly be faster, and cost
@@ -120,7 +122,7 @@ impl Template {
         let (head, rest) = bytes.split_at(whole);
         let body = if head.is_empty() { None } else { Some((copy(head)?, 0)) };
         let tail = if rest.is_empty() { None } else { Some(copy(rest)?) };
-        Ok(Self::image(Image { body, tail, len: bytes.len() }))
+        Ok(Self::image(Image { body, tail, len: bytes.len(), mapped: false }))
     }
 
     /// The bytes of `file` at the arena's start, and zeroes after them. They are read page by page
@@ -173,7 +175,7 @@ impl Template {
             0 => None,
             _ => Some(read_tail(file, range.start + whole as u64, rest)?),
         };
-        Ok(Self::image(Image { body, tail, len }))
+        Ok(Self::image(Image { body, tail, len, mapped: true }))
     }
 
     /// Whatever `function` writes into the page it is given, which is zeroed before: called with
@@ -242,6 +244,7 @@ impl Template {
                 }),
                 whole: image.len / page,
                 tail: image.tail.as_ref().map_or(ptr::null(), |it| it.base().as_ptr()),
+                mapped: image.mapped,
             },
         }
     }

@@ -44,6 +44,24 @@ impl PageBits {
             }
         }
     }
+
+    /// Sets the pages of `set`.
+    pub(crate) fn add(&self, set: &Snapshot) {
+        for (bits, mask) in self.0.iter().zip(&set.0) {
+            bits.fetch_or(*mask, Ordering::Release);
+        }
+    }
+
+    /// Clears the pages of `set`, and tells how many of them were set. Of several callers, one
+    /// counts each page.
+    pub(crate) fn remove(&self, set: &Snapshot) -> u64 {
+        let mut count = 0u64;
+        for (bits, mask) in self.0.iter().zip(&set.0) {
+            let cleared = bits.fetch_and(!mask, Ordering::AcqRel) & mask;
+            count = count.wrapping_add(u64::from(cleared.count_ones()));
+        }
+        count
+    }
 }
 
 /// The bits of `word` that `pages` covers.
@@ -78,6 +96,29 @@ impl Snapshot {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(|&word| word == 0)
+    }
+
+    /// Adds `pages`.
+    pub(crate) fn insert(&mut self, pages: Range<usize>) {
+        for (index, word) in self.0.iter_mut().enumerate() {
+            *word |= mask(index, &pages);
+        }
+    }
+
+    /// The pages set in both.
+    pub(crate) fn and(mut self, other: &Self) -> Self {
+        for (word, more) in self.0.iter_mut().zip(&other.0) {
+            *word &= more;
+        }
+        self
+    }
+
+    /// The pages set here and not in `other`.
+    pub(crate) fn without(mut self, other: &Self) -> Self {
+        for (word, less) in self.0.iter_mut().zip(&other.0) {
+            *word &= !less;
+        }
+        self
     }
 
     /// The pages set in either.
@@ -182,11 +223,26 @@ mod tests {
         }
     }
 
+    fn set(pages: &[usize]) -> Snapshot {
+        let mut set = Snapshot::EMPTY;
+        pages.iter().for_each(|page| set.insert(*page..page + 1));
+        set
+    }
+
     #[test]
-    fn union_has_both() {
-        let (a, b) = (model(&[true, false, true]), model(&[false, true, true]));
-        let union = a.load().union(&b.load());
-        assert_eq!(union.count(0..BITS), 3);
-        assert_eq!(Snapshot::EMPTY.union(&union), union);
+    fn sets_combine() {
+        let (a, b) = (set(&[0, 2, 511]), set(&[1, 2]));
+        assert_eq!(a.union(&b), set(&[0, 1, 2, 511]));
+        assert_eq!(a.and(&b), set(&[2]));
+        assert_eq!(a.without(&b), set(&[0, 511]));
+    }
+
+    #[test]
+    fn each_page_is_removed_once() {
+        let bits = model(&[true, false, true]);
+        bits.add(&set(&[1]));
+        assert_eq!(bits.remove(&set(&[0, 1, 300])), 2);
+        assert_eq!(bits.remove(&set(&[0, 1, 2])), 1);
+        assert!(bits.load().is_empty());
     }
 }

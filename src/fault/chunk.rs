@@ -1,14 +1,24 @@
 //! Who may change which pages of a chunk are present: many fillers, or one owner.
 //!
 //! A filler (a fault, populate) enters, installs pages, sets their bits and leaves. An owner
-//! (discard, measure) claims the chunk, waits until the fillers have left, and then the bits, the
-//! counters and the kernel's page table stay in step while it works. Fillers never wait here: one
-//! that finds the chunk claimed steps back and lets the instruction fault again.
+//! (discard, measure, or a filler that found itself alone and fills or lends the whole chunk) has
+//! claimed the chunk and waited until the fillers have left; then the bits, the counters and the
+//! kernel's page table stay in step while it works. Fillers never wait here: one that finds the
+//! chunk claimed steps back and lets the instruction fault again.
 
 use crate::atomic::{AtomicU32, Ordering};
 
 /// The chunk has an owner, or one that waits for the fillers to leave.
 const CLAIMED: u32 = 1 << 31;
+/// The chunk is lent: the kernel fills its pages by itself.
+const LENT: u32 = 1 << 30;
+/// The chunk was recalled because the budget was needed: it is not lent again.
+const KEPT: u32 = 1 << 29;
+/// One lonely fault, counted in the bits from here on, up to [`LONELY_MAX`].
+const LONELY: u32 = 1 << 16;
+const LONELY_MAX: u32 = 0xff;
+/// The fillers inside.
+const FILLERS: u32 = LONELY - 1;
 
 /// The state of one chunk. All zeroes is the state of an untouched chunk, so a table of these can
 /// be memory that the kernel has just mapped.
@@ -41,11 +51,67 @@ impl ChunkState {
 
     /// Whether the last filler has left a claimed chunk.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.0.load(Ordering::Acquire) == CLAIMED
+        self.0.load(Ordering::Acquire) & FILLERS == 0
+    }
+
+    /// Turns the only filler into the owner; false, and nothing changed, if there are others.
+    /// [`downgrade`](Self::downgrade) turns it back.
+    pub(crate) fn upgrade(&self) -> bool {
+        // Relaxed: the exchange below looks again.
+        let state = self.0.load(Ordering::Relaxed);
+        let owned = (state & !FILLERS) | CLAIMED;
+        // Acquire as in `is_quiet`: it saw the last other filler leave.
+        state & (FILLERS | CLAIMED) == 1
+            && self.0.compare_exchange(state, owned, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
+    /// Undoes a successful [`upgrade`](Self::upgrade).
+    pub(crate) fn downgrade(&self) {
+        // One operation that adds a filler and takes the claim away. Release as in `release`.
+        self.0.fetch_sub(CLAIMED - 1, Ordering::Release);
     }
 
     /// Ends what a successful [`claim`](Self::claim) began.
     pub(crate) fn release(&self) {
         self.0.fetch_and(!CLAIMED, Ordering::Release);
+    }
+
+    /// Counts a fault with no present page beside it, and tells how many there were, this one
+    /// included.
+    pub(crate) fn count_lonely(&self) -> u32 {
+        // Relaxed: a heuristic. Racing threads may pass the maximum by their number, for which the
+        // bits above it have room.
+        let count = (self.0.load(Ordering::Relaxed) / LONELY) & LONELY_MAX;
+        if count < LONELY_MAX {
+            self.0.fetch_add(LONELY, Ordering::Relaxed);
+        }
+        count.wrapping_add(1)
+    }
+
+    /// Whether the chunk is lent. Exact for its owner and its fillers, since only owners change it.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & LENT != 0
+    }
+
+    /// Whether the chunk may be lent.
+    pub(crate) fn may_be_lent(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & (LENT | KEPT) == 0
+    }
+
+    /// Its owner lent it.
+    pub(crate) fn set_lent(&self) {
+        self.0.fetch_or(LENT, Ordering::Relaxed);
+    }
+
+    /// Its owner recalled it, for good if the budget needed that.
+    pub(crate) fn set_recalled(&self, keep: bool) {
+        let keep = if keep { KEPT } else { 0 };
+        self.0.fetch_or(keep, Ordering::Relaxed);
+        self.0.fetch_and(!LENT, Ordering::Relaxed);
+    }
+
+    /// Its owner emptied it: what was learned of how it is used is forgotten.
+    pub(crate) fn forget(&self) {
+        self.0.fetch_and(CLAIMED | LENT | FILLERS, Ordering::Relaxed);
     }
 }

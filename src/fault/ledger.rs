@@ -96,6 +96,18 @@ impl Ledger {
         self.add_resident(pages);
     }
 
+    /// Charges `pages` that somebody else installed, whatever the budget says.
+    pub(crate) fn adopt(&self, pages: u64) {
+        self.account.fetch_add(pages, Ordering::Relaxed);
+        self.add_resident(pages);
+    }
+
+    /// Whether `pages` more would fit into half of `budget`.
+    pub(crate) fn is_roomy(&self, pages: u64, budget: u64) -> bool {
+        let charged = self.account.load(Ordering::Relaxed) & CHARGED_MASK;
+        charged.saturating_add(pages) <= budget / 2
+    }
+
     /// The counters. Each is exact; together they are a moment only while nothing is installed or
     /// discarded.
     pub(crate) fn balance(&self) -> Balance {

@@ -30,12 +30,17 @@ pub(crate) mod chunk;
 pub(crate) mod decode;
 pub(crate) mod fill;
 pub(crate) mod handler;
+pub(crate) mod huge;
 pub(crate) mod ledger;
+pub(crate) mod lend;
+pub(crate) mod pagemap;
 pub(crate) mod region;
 pub(crate) mod registry;
 pub(crate) mod resolve;
 pub(crate) mod shape;
+pub(crate) mod signals;
 pub(crate) mod source;
+pub(crate) mod staging;
 pub(crate) mod summary;
 pub(crate) mod tables;
 pub(crate) mod violation;
@@ -49,6 +54,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use region::Region;
 use registry::{ROOT_SLOTS, Registry};
 use source::Zeroes;
+use staging::Staging;
 
 /// Address to region.
 pub(crate) static REGISTRY: Registry<Region> = Registry {
@@ -58,6 +64,9 @@ pub(crate) static REGISTRY: Registry<Region> = Registry {
 
 /// Zeroes to copy from.
 pub(crate) static ZEROES: Zeroes = Zeroes::new();
+
+/// Where huge pages are made.
+pub(crate) static STAGING: Staging = Staging::new();
 
 /// The userfaultfd that all arenas are registered with. It is open for as long as a region is
 /// published; a forked child has one of its own.

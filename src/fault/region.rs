@@ -4,7 +4,7 @@ use super::ledger::Ledger;
 use super::source::Source;
 use super::tables::{Chunk, Tables};
 use super::window::{Surroundings, Window};
-use crate::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::page::CHUNK_SHIFT;
 use core::ops::Range;
 
@@ -46,6 +46,12 @@ pub(crate) struct Region {
     pub(crate) window: Window,
     pub(crate) source: Source,
     pub(crate) name: Name,
+    /// 1 while whole chunks may be filled with huge pages.
+    pub(crate) huge: AtomicU32,
+    /// Whether chunks may be lent: the template is zeroes, and the arena was not told otherwise.
+    pub(crate) lends: bool,
+    /// Where the search for a chunk to recall goes on.
+    pub(crate) hand: AtomicUsize,
     /// Pages that may be touched.
     pub(crate) limit: AtomicUsize,
     pub(crate) tables: Tables,
@@ -119,13 +125,15 @@ impl Region {
         let pages = self.pages_of(chunk.index);
         let end = pages.end.min(self.limit()).saturating_sub(pages.start);
         let whole = self.chunk_pages();
+        // What the kernel may or may not have filled says nothing of a stream.
+        let neighbour = |index| self.tables.chunk(index).filter(|it| !it.state.is_lent());
         let before = || {
-            let chunk = self.tables.chunk(chunk.index.checked_sub(1)?)?;
-            Some(whole.saturating_sub(chunk.present().run_before(whole)))
+            let present = neighbour(chunk.index.checked_sub(1)?)?.present();
+            Some(whole.saturating_sub(present.run_before(whole)))
         };
         let after = || {
-            let chunk = self.tables.chunk(chunk.index.saturating_add(1))?;
-            Some(chunk.present().next_clear(0..whole))
+            let present = neighbour(chunk.index.saturating_add(1))?.present();
+            Some(present.next_clear(0..whole))
         };
         // The neighbours are looked at only where a stream may cross into the chunk.
         let before = if present.run_before(page) == 0 { before().unwrap_or(0) } else { 0 };

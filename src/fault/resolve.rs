@@ -1,11 +1,17 @@
 //! The policy: what to install for a fault, and when not to.
 
+use super::bits::Snapshot;
 use super::decode::Access;
 use super::fill::{add, fill};
+use super::huge::fill_chunk;
 use super::ledger::Charge;
+use super::lend::{LONELY_FAULTS, lend, recall_any};
 use super::region::{Counters, Region};
+use super::signals::SignalsBlocked;
+use super::source::Source;
 use super::tables::Chunk;
 use super::violation::Bound;
+use crate::atomic::Ordering;
 use core::ops::Range;
 use nix::errno::Errno;
 
@@ -44,7 +50,21 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     }
     let result = fault_in(region, &chunk, index, access);
     chunk.state.leave();
-    result
+    match result {
+        // Not while inside a chunk: another fault may be recalling that very one.
+        Err(Bound::Budget(_)) if recall_masked(region) => Ok(()),
+        result => result,
+    }
+}
+
+/// Takes back a lent chunk, if there is one, while no signal handler can interrupt this thread and
+/// wait for it.
+#[cold]
+fn recall_masked(region: &Region) -> bool {
+    let blocked = SignalsBlocked::new();
+    let recalled = region.lends && recall_any(region);
+    drop(blocked);
+    recalled
 }
 
 /// As [`resolve`], as a filler of the page's chunk.
@@ -53,8 +73,29 @@ fn fault_in(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> 
     if present.get(page) {
         return verify(region, chunk, page, access, Errno::EEXIST);
     }
+    if is_lonely(&present, page) && region.lends && lend_lonely(region, chunk) {
+        return Ok(());
+    }
+    let window = region.plan(chunk, page, &present);
+    if window.len() == region.chunk_pages() && wants_huge(region, access) {
+        if fill_whole(region, chunk) {
+            return Ok(());
+        }
+        // Part of it may be there now; the next fault looks again.
+        return install(region, chunk, page..page.saturating_add(1), page, access);
+    }
+    install(region, chunk, window, page, access)
+}
+
+/// Installs `window`, or at least the faulting page.
+fn install(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    mut window: Range<usize>,
+    page: usize,
+    access: Access,
+) -> Result<(), Bound> {
     let alone = page..page.saturating_add(1);
-    let mut window = region.plan(chunk, page, &present);
     let mut attempts = MEMORY_ATTEMPTS;
     loop {
         match attempt(region, chunk, window.clone(), page, access) {
@@ -78,6 +119,40 @@ fn fault_in(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> 
             Attempt::Stopped(errno) => return verify(region, chunk, page, access, errno),
         }
     }
+}
+
+/// Whether no page beside an absent one is present, as far as its chunk goes.
+fn is_lonely(present: &Snapshot, page: usize) -> bool {
+    !present.get(page.wrapping_add(1)) && !page.checked_sub(1).is_some_and(|it| present.get(it))
+}
+
+/// Counts a lonely fault, and lends its chunk when it was not the first and this is the chunk's
+/// only filler.
+fn lend_lonely(region: &Region, chunk: &Chunk<'_>) -> bool {
+    if chunk.state.count_lonely() < LONELY_FAULTS || !chunk.state.upgrade() {
+        return false;
+    }
+    let lent = lend(region, chunk);
+    chunk.state.downgrade();
+    lent
+}
+
+/// Whether a whole chunk is worth a huge page: reads of zeroes take no memory at all.
+fn wants_huge(region: &Region, access: Access) -> bool {
+    // Relaxed: see where it is cleared.
+    region.huge.load(Ordering::Relaxed) != 0
+        && !(access == Access::Read && matches!(region.source, Source::Zero))
+}
+
+/// Fills a chunk without any page with a huge page, if this is its only filler.
+pub(crate) fn fill_whole(region: &Region, chunk: &Chunk<'_>) -> bool {
+    if !chunk.state.upgrade() {
+        return false;
+    }
+    // Looked at again: another filler may have come and gone before.
+    let filled = chunk.present().is_empty() && fill_chunk(region, chunk);
+    chunk.state.downgrade();
+    filled
 }
 
 /// Installs as much of `window` as the budget allows, the faulting page before all.

@@ -29,10 +29,14 @@ pub(crate) enum Source {
         span: usize,
     },
     /// `whole` pages of bytes from `bytes`, then one at `tail`, if any, then zeroes.
+    ///
+    /// Bytes that are `mapped` from a file must be read by system calls alone, which survive it
+    /// when the file is cut short.
     Image {
         bytes: *const u8,
         whole: usize,
         tail: *const u8,
+        mapped: bool,
     },
     /// A function, with buffers to run it in.
     Generate {
@@ -53,6 +57,11 @@ unsafe impl Send for Source {}
 unsafe impl Sync for Source {}
 
 impl Source {
+    /// Whether ordinary code may read the content, or a page function make it, anywhere.
+    pub(crate) fn is_ordinary(&self) -> bool {
+        !matches!(self, Self::Image { mapped: true, .. })
+    }
+
     /// What page `page` contains, and how many pages after it come from the same place.
     pub(crate) fn at(&self, page: usize, page_shift: u32) -> Content {
         match *self {

@@ -1,0 +1,76 @@
+//! Where huge pages are made: 2 MiB slots of memory that huge pages are allowed in. A slot is
+//! filled, and then its page is moved into an arena whole, which leaves the slot empty.
+
+use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
+use crate::page::CHUNK;
+use core::ptr;
+
+/// The slots of the process.
+pub(crate) struct Staging {
+    pub(crate) base: AtomicPtr<u8>,
+    /// A bit for each slot that is in use.
+    claimed: AtomicU64,
+}
+
+/// A slot in use.
+pub(crate) struct Slot<'a> {
+    owner: &'a Staging,
+    number: u32,
+}
+
+impl Staging {
+    /// How many huge pages may be in the making at once; so much memory may exist for a moment
+    /// beyond what arenas account for.
+    pub(crate) const SLOTS: usize = 8;
+
+    pub(crate) const fn new() -> Self {
+        Self { base: AtomicPtr::new(ptr::null_mut()), claimed: AtomicU64::new(0) }
+    }
+
+    /// A slot, empty, unless all are in use.
+    pub(crate) fn claim(&self) -> Option<Slot<'_>> {
+        loop {
+            let number = (!self.claimed.load(Ordering::Relaxed)).trailing_zeros();
+            if number as usize >= Self::SLOTS {
+                return None;
+            }
+            let bit = 1 << number;
+            // Acquire pairs with the Release in `drop`: the slot's last user has emptied it.
+            if self.claimed.fetch_or(bit, Ordering::Acquire) & bit == 0 {
+                return Some(Slot { owner: self, number });
+            }
+        }
+    }
+}
+
+impl Slot<'_> {
+    /// Its first byte, aligned to 2 MiB.
+    pub(crate) fn start(&self) -> *mut u8 {
+        let offset = CHUNK.wrapping_mul(self.number as usize);
+        // Relaxed: stored before the first region is published, and published with it.
+        self.owner.base.load(Ordering::Relaxed).wrapping_add(offset)
+    }
+
+    /// Fills the slot with zeroed memory, a huge page if the kernel has one to give.
+    pub(crate) fn populate(&self) -> bool {
+        // SAFETY: the slot is this claim's, and empty.
+        unsafe { libc::madvise(self.start().cast(), CHUNK, libc::MADV_POPULATE_WRITE) == 0 }
+    }
+
+    /// Gives back what is left in the slot, so that no arena's bytes reach another. A slot that
+    /// cannot be emptied (it is locked in memory) is never used again.
+    pub(crate) fn discard(self) {
+        // SAFETY: the slot is this claim's.
+        let result = unsafe { libc::madvise(self.start().cast(), CHUNK, libc::MADV_DONTNEED) };
+        if result != 0 {
+            core::mem::forget(self);
+        }
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in `claim`.
+        self.owner.claimed.fetch_and(!(1 << self.number), Ordering::Release);
+    }
+}
