@@ -103,13 +103,8 @@ fn empty(region: &Region, chunk: &Chunk<'_>, part: Range<usize>) -> Result<(), E
         let end = start.max(present.gap_before(part.end));
         drop_pages(region, region.pages_of(chunk.index).start + start, end - start)?;
 
-        let lent = chunk.lent().map_or(0, |lent| {
-            let count = lent.load().count(part.clone());
-            lent.clear(part.clone());
-            count
-        });
-        let resident = chunk.resident.load().count(part.clone());
-        chunk.resident.clear(part);
+        let lent = chunk.lent().map_or(0, |lent| lent.clear(part.clone()));
+        let resident = chunk.resident.clear(part);
         region.ledger.release(resident as u64, lent as u64);
     }
     if chunk.present().is_empty() {

@@ -4,7 +4,6 @@ use super::Arena;
 use crate::Errno;
 use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
-use crate::fault::bits::Snapshot;
 use crate::fault::decode::Access;
 use crate::fault::fill::add;
 use crate::fault::ledger::Charge;
@@ -110,7 +109,7 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
         let pages = match region.ledger.charge(gap.len() as u64, region.budget) {
             Charge::Promised(pages) => pages as usize,
             Charge::Pending => return Ok(Attempt::Again),
-            Charge::Exhausted if chunk.present().get(start) => continue,
+            Charge::Exhausted if chunk.is_present(start) => continue,
             Charge::Exhausted => return Err(Cause::Kind(ErrorKind::BudgetExhausted)),
         };
         match add(region, chunk, start..start + pages, Access::Write).stopped_by {
@@ -134,10 +133,7 @@ fn populate_lent(
     // SAFETY: populating changes no content, and the pages are a reservation's of ours.
     let result = unsafe { libc::madvise(start, len, libc::MADV_POPULATE_WRITE) };
     Errno::result(result).map_err(Cause::Os)?;
-    let mut memory = Snapshot::EMPTY;
-    memory.insert(part.clone());
-    let memory = chunk.lend().load().and(&memory);
-    chunk.resident.add(&memory);
-    region.ledger.convert(chunk.lend().remove(&memory));
+    chunk.resident.set(part.clone());
+    region.ledger.convert(chunk.lend().clear(part.clone()) as u64);
     Ok(Attempt::Done)
 }

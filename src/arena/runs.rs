@@ -2,7 +2,7 @@
 
 use super::Arena;
 use crate::fault::bits::Snapshot;
-use crate::fault::pagemap::Pagemap;
+use crate::fault::pagemap::{Page, Pagemap};
 use core::ops::Range;
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ impl Arena {
         let region = self.region();
         region
             .chunk_of(offset >> region.page_shift)
-            .is_some_and(|(chunk, page)| chunk.present().get(page))
+            .is_some_and(|(chunk, page)| chunk.is_present(page))
     }
 }
 
@@ -78,9 +78,14 @@ impl Populated<'_> {
     /// The pages of a lent chunk that are there, by the kernel's account.
     fn ask(&mut self, chunk: usize) -> Option<Snapshot> {
         let open = || Pagemap::open().ok().map(Arc::new);
-        let view = self.pagemap.get_or_insert_with(open).as_ref()?;
-        let view = view.view(self.arena.region(), chunk).ok()?;
-        Some(view.memory.union(&view.zero))
+        let pagemap = self.pagemap.get_or_insert_with(open).as_ref()?;
+        let mut present = Snapshot::EMPTY;
+        let mut visit = |pages, page| match page {
+            Page::Memory | Page::Zero => present.insert(pages),
+            Page::Absent => {}
+        };
+        pagemap.visit(self.arena.region(), chunk, &mut visit).ok()?;
+        Some(present)
     }
 
     /// The next run within one chunk, in pages of the arena.

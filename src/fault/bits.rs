@@ -26,39 +26,50 @@ impl PageBits {
         Snapshot(words)
     }
 
-    pub(crate) fn set(&self, pages: Range<usize>) {
+    /// Whether page `index` is set.
+    pub(crate) fn get(&self, index: usize) -> bool {
+        (self.word(index / 64) >> (index % 64)) & 1 == 1
+    }
+
+    /// The bits of pages `64 * index` to `64 * index + 63`.
+    pub(crate) fn word(&self, index: usize) -> u64 {
+        // Acquire as in `load`.
+        self.0.get(index).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Sets `pages`, and tells how many of them were clear. Of several callers, one counts each.
+    pub(crate) fn set(&self, pages: Range<usize>) -> usize {
+        let mut count = 0usize;
         for (word, bits) in self.0.iter().enumerate() {
             let mask = mask(word, &pages);
             if mask != 0 {
-                bits.fetch_or(mask, Ordering::Release);
+                // Release pairs with the Acquire in `load`.
+                let new = mask & !bits.fetch_or(mask, Ordering::Release);
+                count = count.wrapping_add(new.count_ones() as usize);
             }
         }
+        count
     }
 
-    pub(crate) fn clear(&self, pages: Range<usize>) {
+    /// Clears page `index`, and tells whether it was set.
+    pub(crate) fn clear_one(&self, index: usize) -> bool {
+        let bit = 1 << (index % 64);
+        // Relaxed as in `clear`.
+        self.0
+            .get(index / 64)
+            .is_some_and(|bits| bits.fetch_and(!bit, Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Clears `pages`, and tells how many of them were set. Of several callers, one counts each.
+    pub(crate) fn clear(&self, pages: Range<usize>) -> usize {
+        let mut count = 0usize;
         for (word, bits) in self.0.iter().enumerate() {
             let mask = mask(word, &pages);
             if mask != 0 {
-                // Relaxed: only a chunk's owner clears; its claim orders this.
-                bits.fetch_and(!mask, Ordering::Relaxed);
+                // Relaxed: whoever must see pages gone is ordered by the claim of their chunk.
+                let old = mask & bits.fetch_and(!mask, Ordering::Relaxed);
+                count = count.wrapping_add(old.count_ones() as usize);
             }
-        }
-    }
-
-    /// Sets the pages of `set`.
-    pub(crate) fn add(&self, set: &Snapshot) {
-        for (bits, mask) in self.0.iter().zip(&set.0) {
-            bits.fetch_or(*mask, Ordering::Release);
-        }
-    }
-
-    /// Clears the pages of `set`, and tells how many of them were set. Of several callers, one
-    /// counts each page.
-    pub(crate) fn remove(&self, set: &Snapshot) -> u64 {
-        let mut count = 0u64;
-        for (bits, mask) in self.0.iter().zip(&set.0) {
-            let cleared = bits.fetch_and(!mask, Ordering::AcqRel) & mask;
-            count = count.wrapping_add(u64::from(cleared.count_ones()));
         }
         count
     }
@@ -85,15 +96,6 @@ impl Snapshot {
         self.0.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
     }
 
-    /// How many of `pages` are set.
-    pub(crate) fn count(&self, pages: Range<usize>) -> usize {
-        self.0
-            .iter()
-            .enumerate()
-            .map(|(index, word)| (word & mask(index, &pages)).count_ones() as usize)
-            .sum()
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(|&word| word == 0)
     }
@@ -103,22 +105,6 @@ impl Snapshot {
         for (index, word) in self.0.iter_mut().enumerate() {
             *word |= mask(index, &pages);
         }
-    }
-
-    /// The pages set in both.
-    pub(crate) fn and(mut self, other: &Self) -> Self {
-        for (word, more) in self.0.iter_mut().zip(&other.0) {
-            *word &= more;
-        }
-        self
-    }
-
-    /// The pages set here and not in `other`.
-    pub(crate) fn without(mut self, other: &Self) -> Self {
-        for (word, less) in self.0.iter_mut().zip(&other.0) {
-            *word &= !less;
-        }
-        self
     }
 
     /// The pages set in either.
@@ -217,32 +203,26 @@ mod tests {
             let last = |want| bits[..end].iter().rposition(|b| *b == want).map_or(0, |i| i + 1);
             prop_assert_eq!(snapshot.run_before(end), last(false));
             prop_assert_eq!(snapshot.gap_before(end), last(true));
-            let count = bits[start..end].iter().filter(|bit| **bit).count();
-            prop_assert_eq!(snapshot.count(start..end), count);
             prop_assert_eq!(snapshot.is_empty(), bits.iter().all(|b| !b));
         }
     }
 
-    fn set(pages: &[usize]) -> Snapshot {
-        let mut set = Snapshot::EMPTY;
-        pages.iter().for_each(|page| set.insert(*page..page + 1));
-        set
+    #[test]
+    fn union_has_both() {
+        let (a, b) = (model(&[true, false, true]), model(&[false, true, true]));
+        let mut both = a.load().union(&b.load());
+        assert_eq!(both, model(&[true; 3]).load());
+        assert_eq!(Snapshot::EMPTY.union(&both), both);
+        both.insert(2..70);
+        assert_eq!(both, model(&[true; 70]).load());
     }
 
     #[test]
-    fn sets_combine() {
-        let (a, b) = (set(&[0, 2, 511]), set(&[1, 2]));
-        assert_eq!(a.union(&b), set(&[0, 1, 2, 511]));
-        assert_eq!(a.and(&b), set(&[2]));
-        assert_eq!(a.without(&b), set(&[0, 511]));
-    }
-
-    #[test]
-    fn each_page_is_removed_once() {
+    fn each_page_is_counted_once() {
         let bits = model(&[true, false, true]);
-        bits.add(&set(&[1]));
-        assert_eq!(bits.remove(&set(&[0, 1, 300])), 2);
-        assert_eq!(bits.remove(&set(&[0, 1, 2])), 1);
-        assert!(bits.load().is_empty());
+        assert_eq!(bits.set(0..100), 98);
+        assert_eq!(bits.set(50..101), 1);
+        assert_eq!(bits.clear(1..3), 2);
+        assert_eq!(bits.clear(0..4), 2);
     }
 }

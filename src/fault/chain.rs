@@ -69,6 +69,8 @@ fn beneath() -> sigaction {
 ///
 /// # Safety
 /// The arguments are those that the kernel passed to our handler.
+#[cold]
+#[inline(never)]
 pub(crate) unsafe fn forward(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let action = beneath();
     // SAFETY: the kernel passes a valid siginfo.

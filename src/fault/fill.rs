@@ -33,6 +33,7 @@ const ATTEMPTS: u32 = 8;
 
 /// Installs `pages` of `chunk`, all of them absent, from the first on: records what came of it and
 /// settles the promise of `pages.len()` pages that the caller, a filler of the chunk, holds.
+#[inline(always)]
 pub(crate) fn add(
     region: &Region,
     chunk: &Chunk<'_>,
@@ -59,6 +60,7 @@ pub(crate) fn add(
 /// Installs `pages` of the reservation, all of them absent. Reads of zeroes get the zero page,
 /// which costs no memory; everything else gets pages of its own. Where a template ends, zeroes
 /// follow to the end of the reservation, so the pages with memory come first.
+#[inline(always)]
 pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Filled {
     let mut filled = Filled::default();
     let mut attempts = ATTEMPTS;
@@ -93,6 +95,7 @@ struct Step {
 }
 
 /// One system call's worth of pages from `page` on, at most `left`.
+#[inline(never)]
 fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
     let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);

@@ -1,8 +1,9 @@
 //! The SIGBUS handler: where the life of a fault begins and ends.
 
 use super::decode::{Access, access, fault_address};
+use super::region::Region;
 use super::registry::Lookup;
-use super::violation::{self, Violation};
+use super::violation::{self, Bound, Violation};
 use super::{REGISTRY, chain, resolve};
 use core::mem;
 use libc::{c_int, c_void, siginfo_t};
@@ -57,9 +58,16 @@ unsafe fn handle(info: *const siginfo_t, context: *const c_void) -> bool {
     // SAFETY: as the caller promises.
     let access: Access = unsafe { access(context) };
     if let Err(bound) = resolve::resolve(&region, page, access) {
-        violation::die(&Violation::new(&region, address, access, bound));
+        violate(&region, address, access, bound);
     }
     true
+}
+
+/// Kept out of the handler's frame.
+#[cold]
+#[inline(never)]
+fn violate(region: &Region, address: usize, access: Access, bound: Bound) {
+    violation::die(&Violation::new(region, address, access, bound));
 }
 
 /// gettid(2), the number that the gate of the registry knows a thread by.

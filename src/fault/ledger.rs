@@ -96,6 +96,11 @@ impl Ledger {
         self.add_resident(pages);
     }
 
+    /// Records that `pages` resident pages show the kernel's zero page again.
+    pub(crate) fn revert(&self, pages: u64) {
+        self.resident.fetch_sub(pages, Ordering::Relaxed);
+    }
+
     /// Charges `pages` that somebody else installed, whatever the budget says.
     pub(crate) fn adopt(&self, pages: u64) {
         self.account.fetch_add(pages, Ordering::Relaxed);

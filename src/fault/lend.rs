@@ -5,14 +5,14 @@
 //! A lent chunk in the midst of others that are not splits a mapping in three. The kernel has a
 //! limit on mappings, shared with the whole process, so lending stops at a share of it.
 
-use super::bits::Snapshot;
 use super::ledger::Charge;
-use super::pagemap::{Pagemap, View};
+use super::pagemap::{Page, Pagemap};
 use super::region::Region;
 use super::tables::Chunk;
 use super::uffd;
 use crate::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::uffd::RegisterMode;
+use core::ops::Range;
 use core::ptr;
 use nix::errno::Errno;
 
@@ -35,51 +35,59 @@ pub(crate) static MAPPINGS: Mappings =
 const PER_RUN: usize = 2;
 
 /// Lends a chunk of zeroes as its owner, if the budget and the mappings have room.
-#[inline(never)]
 pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
     let pages = region.pages_of(chunk.index);
-    let mut absent = Snapshot::EMPTY;
-    absent.insert(0..pages.len());
-    let absent = absent.without(&chunk.present());
-    let count = absent.count(0..pages.len()) as u64;
+    let absent = pages.len().saturating_sub(chunk.count_present()) as u64;
     let fits = pages.end <= region.limit()
         && chunk.state.may_be_lent()
-        && region.ledger.is_roomy(count, region.budget)
+        && region.ledger.is_roomy(absent, region.budget)
         && MAPPINGS.reserve(region.tables.lent_chunks(), chunk.index);
     if !fits {
         return false;
     }
-    let promised = match region.ledger.charge(count, region.budget) {
+    let promised = match region.ledger.charge(absent, region.budget) {
         Charge::Promised(promised) => promised,
         Charge::Pending | Charge::Exhausted => 0,
     };
-    let lent = promised == count && unregister(region, chunk.index);
+    let lent = promised == absent && unregister(region, chunk.index);
     if lent {
         region.tables.summary().set(chunk.index);
-        chunk.lend().add(&absent);
+        chunk.lend_absent(pages.len());
         chunk.state.set_lent();
     } else {
         MAPPINGS.release(region.tables.lent_chunks(), chunk.index);
     }
-    region.ledger.settle(promised, 0, if lent { count } else { 0 });
+    region.ledger.settle(promised, 0, if lent { absent } else { 0 });
     lent
 }
 
-/// Takes a lent chunk back as its owner: from here on its missing pages fault again, and only what
-/// is there is charged. `keep` it from being lent again?
+/// Takes a lent chunk back as its owner: from here on its missing pages fault again, and only those
+/// that are there stay charged. `keep` it from being lent again?
+///
+/// This runs deep in the handler when a budget is full, so it is one frame with little in it.
+#[inline(always)]
 pub(crate) fn recall(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(), Errno> {
     register(region, chunk.index)?;
     MAPPINGS.release(region.tables.lent_chunks(), chunk.index);
     chunk.state.set_recalled(keep);
-    // Should this fail, missing pages stay charged, and are installed without another charge.
-    let view = Pagemap::open()?.view(region, chunk.index)?;
-    reconcile(region, chunk, &view);
+    // Should the kernel not tell which pages are missing, they stay charged, and are installed
+    // without another charge.
+    let pagemap = Pagemap::open()?;
+    let pages = region.pages_of(chunk.index);
+    let mut missing = 0u64;
+    for page in 0..pages.len() {
+        if pagemap.is_missing(region, pages.start.wrapping_add(page))? {
+            let was_lent = chunk.lend().clear_one(page);
+            missing = missing.wrapping_add(u64::from(was_lent));
+        }
+    }
+    region.ledger.release(0, missing);
     Ok(())
 }
 
 /// Takes back the next lent chunk of a region, whose budget is full, from the handler of a fault
 /// elsewhere. False if there is none.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn recall_any(region: &Region) -> bool {
     let Some(index) = next_lent(region, region.hand.load(Ordering::Relaxed)) else { return false };
     region.hand.store(index, Ordering::Relaxed);
@@ -91,9 +99,9 @@ pub(crate) fn recall_any(region: &Region) -> bool {
     while !chunk.state.is_quiet() {
         super::resolve::pause(1_000);
     }
-    let result = if chunk.state.is_lent() { recall(region, &chunk, true) } else { Ok(()) };
+    let recalled = !chunk.state.is_lent() || recall(region, &chunk, true).is_ok();
     chunk.state.release();
-    result.is_ok()
+    recalled
 }
 
 /// The first lent chunk at or after `from`, or else before it.
@@ -125,31 +133,45 @@ pub(crate) fn forget(region: &Region) {
     }
 }
 
-/// Brings the bits and counters of a chunk in line with the kernel's view, as its owner. Pages of a
-/// chunk that is lent stay charged though they are not there yet.
-pub(crate) fn reconcile(region: &Region, chunk: &Chunk<'_>, view: &View) {
-    let resident = chunk.resident.load();
-    let lent = chunk.lent().map_or(Snapshot::EMPTY, |lent| lent.load());
-    let all = 0..super::bits::BITS;
+/// Brings the bits and counters of a chunk in line with the kernel's view, as its owner.
+pub(crate) fn reconcile(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    pagemap: &Pagemap,
+) -> Result<(), Errno> {
+    pagemap.visit(region, chunk.index, &mut |pages, page| {
+        if !pages.is_empty() {
+            correct(region, chunk, pages, page);
+        }
+    })
+}
 
-    let become_memory = lent.and(&view.memory);
-    if !become_memory.is_empty() {
-        chunk.resident.add(&become_memory);
-        region.ledger.convert(chunk.lend().remove(&become_memory));
-    }
-    // Installed or dropped behind our back, as madvise(2) on the range would.
-    let strange = view.memory.without(&resident).without(&lent);
-    if !strange.is_empty() {
-        chunk.resident.add(&strange);
-        region.ledger.adopt(strange.count(all.clone()) as u64);
-    }
-    let dropped = resident.without(&view.memory);
-    if !dropped.is_empty() {
-        region.ledger.release(chunk.resident.remove(&dropped), 0);
-    }
-    let missing = lent.without(&view.memory).without(&view.zero);
-    if !missing.is_empty() && !chunk.state.is_lent() {
-        region.ledger.release(0, chunk.lend().remove(&missing));
+/// Records that `pages` of a chunk are what `page` says.
+fn correct(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, page: Page) {
+    let ledger = &region.ledger;
+    match page {
+        Page::Memory => {
+            let new = chunk.resident.set(pages.clone());
+            let lent = chunk.lent().map_or(0, |lent| lent.clear(pages));
+            ledger.convert(lent as u64);
+            // Installed behind our back.
+            ledger.adopt(new.saturating_sub(lent) as u64);
+        }
+        // The kernel may replace memory that holds zeroes by its zero page.
+        Page::Zero => {
+            let resident = chunk.resident.clear(pages.clone());
+            if resident > 0 {
+                chunk.lend().set(pages);
+                ledger.revert(resident as u64);
+            }
+        }
+        // Dropped behind our back, as madvise(2) on the range would; or, if lent, not there yet.
+        Page::Absent => {
+            ledger.release(chunk.resident.clear(pages.clone()) as u64, 0);
+            if !chunk.state.is_lent() {
+                ledger.release(0, chunk.lent().map_or(0, |lent| lent.clear(pages)) as u64);
+            }
+        }
     }
 }
 

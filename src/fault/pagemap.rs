@@ -1,8 +1,6 @@
 //! The kernel's view of pages, from `/proc/self/pagemap`, read without allocating.
 
-use super::bits::Snapshot;
 use super::region::Region;
-use crate::page::CHUNK;
 use core::mem;
 use core::ops::Range;
 use libc::c_int;
@@ -24,17 +22,27 @@ pub(crate) struct Pagemap {
     pub(crate) scans: bool,
 }
 
-/// What the pages of a chunk are.
+// Bits of an entry.
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+/// Mapped by this process alone.
+const EXCLUSIVE: u64 = 1 << 56;
+
+/// What a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct View {
-    /// Memory, or memory in swap.
-    pub(crate) memory: Snapshot,
+pub(crate) enum Page {
+    Absent,
     /// The kernel's zero page.
-    pub(crate) zero: Snapshot,
+    Zero,
+    /// Memory, or memory in swap.
+    Memory,
 }
 
-/// Runs that one PAGEMAP_SCAN, or entries that one read, may tell: they lie on a small stack.
-const BATCH: usize = 8;
+/// Takes runs of pages, counted from the start of their chunk.
+pub(crate) type Visit<'a> = &'a mut dyn FnMut(Range<usize>, Page);
+
+/// Runs that one PAGEMAP_SCAN may tell.
+const BATCH: usize = 32;
 
 impl Pagemap {
     pub(crate) fn open() -> Result<Self, Errno> {
@@ -44,22 +52,21 @@ impl Pagemap {
         Ok(Self { descriptor: Errno::result(descriptor)?, scans: true })
     }
 
-    /// What the pages of chunk `index` are.
-    pub(crate) fn view(&self, region: &Region, index: usize) -> Result<View, Errno> {
-        let mut view = View { memory: Snapshot::EMPTY, zero: Snapshot::EMPTY };
+    /// Visits the pages of chunk `index`, run by run in order.
+    pub(crate) fn visit(&self, region: &Region, index: usize, visit: Visit) -> Result<(), Errno> {
         let pages = region.pages_of(index);
         if self.scans {
-            match self.scan(region, pages.clone(), &mut view) {
+            match self.scan(region, pages.clone(), visit) {
                 // A kernel before 6.7.
                 Err(Errno::ENOTTY) => {}
-                result => return result.map(|()| view),
+                result => return result,
             }
         }
-        self.read(region, pages, &mut view).map(|()| view)
+        self.read(region, pages, visit)
     }
 
     /// By PAGEMAP_SCAN, which tells the zero page apart.
-    fn scan(&self, region: &Region, pages: Range<usize>, view: &mut View) -> Result<(), Errno> {
+    fn scan(&self, region: &Region, pages: Range<usize>, visit: Visit) -> Result<(), Errno> {
         let first = region.address_of(pages.start) as u64;
         let end = region.address_of(pages.end) as u64;
         let page = |address: u64| (address.wrapping_sub(first) >> region.page_shift) as usize;
@@ -78,45 +85,54 @@ impl Pagemap {
             let count = unsafe { pagemap_scan(self.descriptor, &raw mut request) }?;
             for run in runs.iter().take(count as usize) {
                 let zero = run.categories & u64::from(PAGE_IS_PFNZERO) != 0;
-                let set = if zero { &mut view.zero } else { &mut view.memory };
-                set.insert(page(run.start)..page(run.end));
+                visit(page(start)..page(run.start), Page::Absent);
+                visit(page(run.start)..page(run.end), if zero { Page::Zero } else { Page::Memory });
+                start = run.end;
             }
-            start = request.walk_end.max(start.saturating_add(1));
+            // It stops early when the batch is full, and after the last run otherwise.
+            if (count as usize) < BATCH {
+                break;
+            }
         }
+        visit(page(start)..pages.len(), Page::Absent);
         Ok(())
     }
 
     /// By reading the entries: a page that is present but neither in swap nor mapped by this
     /// process alone is taken for the zero page.
-    fn read(&self, region: &Region, pages: Range<usize>, view: &mut View) -> Result<(), Errno> {
-        const PRESENT: u64 = 1 << 63;
-        const SWAPPED: u64 = 1 << 62;
-        const EXCLUSIVE: u64 = 1 << 56;
-        let first = region.address_of(pages.start) >> region.page_shift;
-        for batch in (0..pages.len()).step_by(BATCH) {
-            let mut entries = [0u64; BATCH];
-            let count = pages.len().saturating_sub(batch).min(BATCH);
-            let bytes = size_of::<u64>().wrapping_mul(count);
-            let offset = first.wrapping_add(batch).wrapping_mul(size_of::<u64>());
-            // SAFETY: the entries have room for so many bytes.
-            let read = unsafe {
-                let buffer = entries.as_mut_ptr().cast();
-                libc::pread(self.descriptor, buffer, bytes, offset as libc::off_t)
+    fn read(&self, region: &Region, pages: Range<usize>, visit: Visit) -> Result<(), Errno> {
+        for page in 0..pages.len() {
+            let state = match self.entry(region, pages.start.wrapping_add(page))? {
+                entry if entry & (PRESENT | SWAPPED) == 0 => Page::Absent,
+                entry if entry & (SWAPPED | EXCLUSIVE) == 0 => Page::Zero,
+                _ => Page::Memory,
             };
-            if Errno::result(read)? as usize != bytes {
-                return Err(Errno::EIO);
-            }
-            for (index, entry) in entries.iter().take(count).enumerate() {
-                let page = batch.wrapping_add(index);
-                let set = match entry {
-                    entry if entry & (PRESENT | SWAPPED) == 0 => continue,
-                    entry if entry & (SWAPPED | EXCLUSIVE) == 0 => &mut view.zero,
-                    _ => &mut view.memory,
-                };
-                set.insert(page..page.wrapping_add(1));
-            }
+            visit(page..page.wrapping_add(1), state);
         }
         Ok(())
+    }
+
+    /// Whether page `page` of the reservation is neither in memory nor in swap. One system call a
+    /// page, for little stack.
+    #[inline(always)]
+    pub(crate) fn is_missing(&self, region: &Region, page: usize) -> Result<bool, Errno> {
+        Ok(self.entry(region, page)? & (PRESENT | SWAPPED) == 0)
+    }
+
+    /// The entry of page `page` of the reservation.
+    #[inline(always)]
+    fn entry(&self, region: &Region, page: usize) -> Result<u64, Errno> {
+        let mut entry = 0u64;
+        let index = region.address_of(page) >> region.page_shift;
+        let offset = index.wrapping_mul(size_of::<u64>()) as libc::off_t;
+        // SAFETY: the entry is as long as said.
+        let read = unsafe {
+            libc::pread(self.descriptor, (&raw mut entry).cast(), size_of::<u64>(), offset)
+        };
+        match Errno::result(read)? as usize {
+            len if len == size_of::<u64>() => Ok(entry),
+            _ => Err(Errno::EIO),
+        }
     }
 }
 
@@ -126,5 +142,3 @@ impl Drop for Pagemap {
         unsafe { libc::close(self.descriptor) };
     }
 }
-
-const _: () = assert!(CHUNK >> 12 <= super::bits::BITS, "a view holds a chunk of 4 KiB pages");

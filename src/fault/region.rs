@@ -116,6 +116,7 @@ impl Region {
     }
 
     /// The pages to resolve for a fault on page `page` of `chunk`, whose present pages are given.
+    #[inline]
     pub(crate) fn plan(
         &self,
         chunk: &Chunk<'_>,
@@ -125,20 +126,31 @@ impl Region {
         let pages = self.pages_of(chunk.index);
         let end = pages.end.min(self.limit()).saturating_sub(pages.start);
         let whole = self.chunk_pages();
-        // What the kernel may or may not have filled says nothing of a stream.
-        let neighbour = |index| self.tables.chunk(index).filter(|it| !it.state.is_lent());
-        let before = || {
-            let present = neighbour(chunk.index.checked_sub(1)?)?.present();
-            Some(whole.saturating_sub(present.run_before(whole)))
-        };
-        let after = || {
-            let present = neighbour(chunk.index.saturating_add(1))?.present();
-            Some(present.next_clear(0..whole))
-        };
         // The neighbours are looked at only where a stream may cross into the chunk.
-        let before = if present.run_before(page) == 0 { before().unwrap_or(0) } else { 0 };
-        let last = present.next_clear(page.saturating_add(1)..end) == end;
-        let after = if last && end == whole { after().unwrap_or(0) } else { 0 };
+        let before = match chunk.index.checked_sub(1) {
+            Some(index) if present.run_before(page) == 0 => self.run_at_end(index),
+            _ => 0,
+        };
+        let after = match present.next_clear(page.saturating_add(1)..end) {
+            last if last == end && end == whole => self.run_at_start(chunk.index.saturating_add(1)),
+            _ => 0,
+        };
         self.window.plan(page, &Surroundings { present, end, before, after })
+    }
+
+    /// How many pages at the end of chunk `index` are present without a gap.
+    fn run_at_end(&self, index: usize) -> usize {
+        self.stream_chunk(index).map_or(0, |chunk| chunk.run_at_end(self.chunk_pages()))
+    }
+
+    /// How many pages at the start of chunk `index` are present without a gap.
+    fn run_at_start(&self, index: usize) -> usize {
+        self.stream_chunk(index).map_or(0, |chunk| chunk.run_at_start(self.chunk_pages()))
+    }
+
+    /// Chunk `index`, unless it is lent: what the kernel may or may not have filled says nothing
+    /// of a stream.
+    fn stream_chunk(&self, index: usize) -> Option<Chunk<'_>> {
+        self.tables.chunk(index).filter(|chunk| !chunk.state.is_lent())
     }
 }

@@ -15,6 +15,20 @@ use crate::atomic::Ordering;
 use core::ops::Range;
 use nix::errno::Errno;
 
+/// What to do about a fault.
+enum Plan {
+    /// Nothing more.
+    Done,
+    /// The page is said to be present: find out what is wrong.
+    Verify,
+    /// Lend the chunk.
+    Lend,
+    /// Fill the whole chunk with a huge page.
+    FillWhole,
+    /// Install these pages, or at least the faulting one.
+    Install(Range<usize>),
+}
+
 /// What came of trying to install some pages.
 enum Attempt {
     /// The faulting page is there.
@@ -23,7 +37,9 @@ enum Attempt {
     Again,
     /// The budget is full of pages that are there.
     Exhausted,
-    /// The kernel stopped before the page.
+    /// The kernel stopped on its way to the page.
+    Short,
+    /// The kernel stopped at the page.
     Stopped(Errno),
 }
 
@@ -34,6 +50,7 @@ const MEMORY_ATTEMPTS: u32 = 10;
 /// Makes page `page` of the reservation accessible, or says why it must not be. `Ok` means: let
 /// the instruction run again. It may fault again, but each such round is one in which another
 /// thread, or the kernel, has made progress.
+#[inline]
 pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<(), Bound> {
     Counters::count(&region.counters.faults);
     let limit = region.limit();
@@ -48,7 +65,18 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
         pause(10_000);
         return Ok(());
     }
-    let result = fault_in(region, &chunk, index, access);
+    let whole = |done| if done { Plan::Done } else { Plan::Install(alone(index)) };
+    let plan = match decide(region, &chunk, index, access) {
+        // Part of a chunk that could not be filled may be there now: the page alone, then.
+        Plan::Lend => whole(lend_alone(region, &chunk)),
+        Plan::FillWhole => whole(fill_whole(region, &chunk)),
+        plan => plan,
+    };
+    let result = match plan {
+        Plan::Install(window) => install(region, &chunk, window, index, access),
+        Plan::Verify => verify(region, &chunk, index, access, Errno::EEXIST),
+        Plan::Lend | Plan::FillWhole | Plan::Done => Ok(()),
+    };
     chunk.state.leave();
     match result {
         // Not while inside a chunk: another fault may be recalling that very one.
@@ -60,6 +88,7 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
 /// Takes back a lent chunk, if there is one, while no signal handler can interrupt this thread and
 /// wait for it.
 #[cold]
+#[inline(never)]
 fn recall_masked(region: &Region) -> bool {
     let blocked = SignalsBlocked::new();
     let recalled = region.lends && recall_any(region);
@@ -67,49 +96,53 @@ fn recall_masked(region: &Region) -> bool {
     recalled
 }
 
-/// As [`resolve`], as a filler of the page's chunk.
-fn fault_in(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Result<(), Bound> {
+/// Decides what to do, as a filler of the page's chunk. Kept out of the frame that the work is done
+/// in: it looks at many bits.
+#[inline(never)]
+fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Plan {
     let present = chunk.present();
     if present.get(page) {
-        return verify(region, chunk, page, access, Errno::EEXIST);
+        return Plan::Verify;
     }
-    if is_lonely(&present, page) && region.lends && lend_lonely(region, chunk) {
-        return Ok(());
+    if region.lends && is_lonely(&present, page) && chunk.state.count_lonely() >= LONELY_FAULTS {
+        return Plan::Lend;
     }
     let window = region.plan(chunk, page, &present);
-    if window.len() == region.chunk_pages() && wants_huge(region, access) {
-        if fill_whole(region, chunk) {
-            return Ok(());
-        }
-        // Part of it may be there now; the next fault looks again.
-        return install(region, chunk, page..page.saturating_add(1), page, access);
+    match window.len() == region.chunk_pages() && wants_huge(region, access) {
+        true => Plan::FillWhole,
+        false => Plan::Install(window),
     }
-    install(region, chunk, window, page, access)
+}
+
+/// The page and nothing else.
+fn alone(page: usize) -> Range<usize> {
+    page..page.saturating_add(1)
 }
 
 /// Installs `window`, or at least the faulting page.
+#[inline]
 fn install(
     region: &Region,
     chunk: &Chunk<'_>,
-    mut window: Range<usize>,
+    window: Range<usize>,
     page: usize,
     access: Access,
 ) -> Result<(), Bound> {
-    let alone = page..page.saturating_add(1);
+    let mut result = attempt(region, chunk, window, page, access);
     let mut attempts = MEMORY_ATTEMPTS;
     loop {
-        match attempt(region, chunk, window.clone(), page, access) {
+        match result {
             Attempt::Resolved => return Ok(()),
             Attempt::Again => {
                 pause(10_000);
                 return Ok(());
             }
-            Attempt::Exhausted if chunk.present().get(page) => return Ok(()),
+            Attempt::Exhausted if chunk.is_present(page) => return Ok(()),
             Attempt::Exhausted => {
                 return Err(Bound::Budget((region.budget as usize) << region.page_shift));
             }
             // The window met something on its way: the page alone, then.
-            Attempt::Stopped(_) if window != alone => window = alone.clone(),
+            Attempt::Short => {}
             Attempt::Stopped(Errno::ENOMEM) if attempts > 0 => {
                 attempts = attempts.wrapping_sub(1);
                 pause(1_000_000);
@@ -118,6 +151,7 @@ fn install(
             Attempt::Stopped(Errno::EFAULT) => return Err(Bound::TemplateUnreadable),
             Attempt::Stopped(errno) => return verify(region, chunk, page, access, errno),
         }
+        result = attempt(region, chunk, alone(page), page, access);
     }
 }
 
@@ -126,10 +160,10 @@ fn is_lonely(present: &Snapshot, page: usize) -> bool {
     !present.get(page.wrapping_add(1)) && !page.checked_sub(1).is_some_and(|it| present.get(it))
 }
 
-/// Counts a lonely fault, and lends its chunk when it was not the first and this is the chunk's
-/// only filler.
-fn lend_lonely(region: &Region, chunk: &Chunk<'_>) -> bool {
-    if chunk.state.count_lonely() < LONELY_FAULTS || !chunk.state.upgrade() {
+/// Lends a chunk, if this is its only filler.
+#[inline(never)]
+fn lend_alone(region: &Region, chunk: &Chunk<'_>) -> bool {
+    if !chunk.state.upgrade() {
         return false;
     }
     let lent = lend(region, chunk);
@@ -145,6 +179,7 @@ fn wants_huge(region: &Region, access: Access) -> bool {
 }
 
 /// Fills a chunk without any page with a huge page, if this is its only filler.
+#[inline(never)]
 pub(crate) fn fill_whole(region: &Region, chunk: &Chunk<'_>) -> bool {
     if !chunk.state.upgrade() {
         return false;
@@ -156,6 +191,7 @@ pub(crate) fn fill_whole(region: &Region, chunk: &Chunk<'_>) -> bool {
 }
 
 /// Installs as much of `window` as the budget allows, the faulting page before all.
+#[inline(never)]
 fn attempt(
     region: &Region,
     chunk: &Chunk<'_>,
@@ -169,11 +205,12 @@ fn attempt(
         Charge::Exhausted => return Attempt::Exhausted,
     };
     let window = shrink(window, page, promised);
-    let start = window.start;
+    let (start, len) = (window.start, window.len());
     let filled = add(region, chunk, window, access);
     match filled.stopped_by {
         _ if start.wrapping_add(filled.pages()) > page => Attempt::Resolved,
         Some(Errno::EAGAIN) | None => Attempt::Again,
+        Some(_) if len > 1 => Attempt::Short,
         Some(errno) => Attempt::Stopped(errno),
     }
 }
@@ -189,6 +226,7 @@ fn shrink(window: Range<usize>, page: usize, pages: usize) -> Range<usize> {
 ///
 /// What stands in the way may be a marker that somebody left behind our back (write protection,
 /// poison, a guard), or the page may have been dropped behind our back: then it is installed again.
+#[inline(never)]
 fn verify(
     region: &Region,
     chunk: &Chunk<'_>,
@@ -201,7 +239,7 @@ fn verify(
     if is_accessible(region, page_index, access) {
         return Ok(());
     }
-    if chunk.present().get(page) {
+    if chunk.is_present(page) {
         // Counted and charged already, so nothing is recorded again.
         let page = page_index..page_index.saturating_add(1);
         if fill(region, page, Access::Write).pages() == 1 {

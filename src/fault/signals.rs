@@ -1,29 +1,34 @@
 //! Keeping signal handlers out while a chunk is owned.
 
-use core::mem::MaybeUninit;
-
-/// All signals are blocked in this thread for as long as this lives.
-pub(crate) struct SignalsBlocked(libc::sigset_t);
+/// All signals are blocked in this thread for as long as this lives. It holds the mask that was in
+/// force, as the kernel has it: 64 bits, where the C library's set takes 128 bytes of stack.
+pub(crate) struct SignalsBlocked(u64);
 
 impl SignalsBlocked {
     pub(crate) fn new() -> Self {
-        let mut all = MaybeUninit::uninit();
-        let mut before = MaybeUninit::uninit();
-        // SAFETY: the sets are valid to write; pthread_sigmask cannot fail with a valid `how`, and
-        // fills in the set before.
-        unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-            Self(before.assume_init())
-        }
+        Self(set_mask(u64::MAX))
     }
 }
 
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
-        // SAFETY: the set is the one that was in force.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, core::ptr::null_mut());
-        }
+        set_mask(self.0);
     }
+}
+
+/// rt_sigprocmask(2) SIG_SETMASK; returns the mask that was in force. It cannot fail: both masks
+/// are valid memory of the size that the kernel expects.
+fn set_mask(mask: u64) -> u64 {
+    let mut before = 0u64;
+    // SAFETY: the masks are valid.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const mask,
+            &raw mut before,
+            size_of::<u64>(),
+        );
+    }
+    before
 }

@@ -6,7 +6,7 @@
 //! ```
 //! About 0.003 % of what is present, twice that where pages are lent.
 
-use super::bits::{PageBits, Snapshot};
+use super::bits::{BITS, PageBits, Snapshot};
 use super::chunk::ChunkState;
 use super::summary::{self, Summary};
 use crate::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -140,6 +140,62 @@ impl Chunk<'_> {
         self.lent
     }
 
+    /// Whether page `page` is present.
+    pub(crate) fn is_present(&self, page: usize) -> bool {
+        self.resident.get(page) || self.lent().is_some_and(|lent| lent.get(page))
+    }
+
+    /// How many of the first `pages` pages are present without a gap, from the start. Word by word,
+    /// as the next: they are called deep in the handler, where a snapshot is much stack.
+    pub(crate) fn run_at_start(&self, pages: usize) -> usize {
+        let mut run = 0usize;
+        while run < pages {
+            let ones = self.word(run / 64).trailing_ones() as usize;
+            run = run.wrapping_add(ones);
+            if ones < 64 {
+                break;
+            }
+        }
+        run.min(pages)
+    }
+
+    /// How many of the first `pages` pages are present without a gap, at the end.
+    pub(crate) fn run_at_end(&self, pages: usize) -> usize {
+        let mut end = pages;
+        while end > 0 {
+            let inside = end.wrapping_sub(1) % 64;
+            let word = self.word(end.wrapping_sub(1) / 64) << 63usize.wrapping_sub(inside);
+            let ones = word.leading_ones() as usize;
+            end = end.saturating_sub(ones);
+            if ones <= inside {
+                break;
+            }
+        }
+        pages.saturating_sub(end)
+    }
+
+    /// How many pages are present.
+    pub(crate) fn count_present(&self) -> usize {
+        let count = |index| self.word(index).count_ones() as usize;
+        (0..BITS / 64).map(count).fold(0, usize::wrapping_add)
+    }
+
+    /// Makes the absent ones among the first `pages` pages lent.
+    pub(crate) fn lend_absent(&self, pages: usize) {
+        let mut page = 0;
+        while page < pages {
+            if !self.is_present(page) {
+                self.lend().set(page..page.wrapping_add(1));
+            }
+            page = page.wrapping_add(1);
+        }
+    }
+
+    /// The bits of 64 pages.
+    fn word(&self, index: usize) -> u64 {
+        self.resident.word(index) | self.lent().map_or(0, |lent| lent.word(index))
+    }
+
     /// The pages that are present, resident or lent.
     pub(crate) fn present(&self) -> Snapshot {
         let resident = self.resident.load();
@@ -153,6 +209,32 @@ impl Chunk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_are_counted_at_both_ends() {
+        let layout = Layout::new(1);
+        let mut memory = vec![0u128; layout.size.div_ceil(16) + 4];
+        let start = memory.as_mut_ptr().cast::<u8>();
+        // SAFETY: the memory is zeroed, long enough from its first multiple of 64 on, and outlives
+        // the tables.
+        let tables = unsafe {
+            Tables::new(NonNull::new_unchecked(start.add(start.align_offset(64))), layout)
+        };
+        let chunk = tables.chunk(0).unwrap();
+        for pages in [512, 128, 32, 1] {
+            for run in [0, 1, 31, 32, 63, 64, 65, 127, 128, 500, 511, 512] {
+                chunk.resident.clear(0..512);
+                chunk.resident.set(0..run);
+                assert_eq!(chunk.run_at_start(pages), run.min(pages), "{run} of {pages}");
+                let at_end = if run >= pages { pages } else { 0 };
+                assert_eq!(chunk.run_at_end(pages), at_end, "{run} of {pages}");
+                chunk.resident.clear(0..512);
+                chunk.lend().set(pages.saturating_sub(run)..pages);
+                assert_eq!(chunk.run_at_end(pages), run.min(pages), "last {run} of {pages}");
+                chunk.lend().clear(0..512);
+            }
+        }
+    }
 
     #[test]
     fn tables_do_not_overlap() {

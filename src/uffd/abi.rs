@@ -5,22 +5,37 @@
 //! async-signal-safe. What they may do to memory depends on the argument: they are `unsafe`, and
 //! each caller proves its own case.
 
+use core::ffi::{c_int, c_ulong};
 pub(super) use linux_raw_sys::general::*;
+use nix::errno::Errno;
 
 /// `UFFDIO`, the type byte of every request.
 const TYPE: u8 = 0xAA;
 
-nix::ioctl_readwrite!(api, TYPE, _UFFDIO_API, uffdio_api);
-nix::ioctl_readwrite!(register, TYPE, _UFFDIO_REGISTER, uffdio_register);
+/// Defines the function that makes a request. By syscall(2) itself: the C library's ioctl(2) takes a
+/// variable argument list, and a hundred bytes of stack, which is small in a signal handler.
+macro_rules! request {
+    ($name:ident, $code:ident, $nr:ident, $argument:ident) => {
+        pub(super) unsafe fn $name(fd: c_int, argument: *mut $argument) -> nix::Result<c_int> {
+            const REQUEST: c_ulong = nix::$code!(TYPE, $nr, size_of::<$argument>());
+            // SAFETY: the argument has the type that the request says; the rest is the caller's.
+            let result = unsafe { libc::syscall(libc::SYS_ioctl, fd, REQUEST, argument) };
+            Errno::result(result as c_int)
+        }
+    };
+}
+
+request!(api, request_code_readwrite, _UFFDIO_API, uffdio_api);
+request!(register, request_code_readwrite, _UFFDIO_REGISTER, uffdio_register);
 // The kernel declares the next two as _IOR although it reads their argument and writes nothing.
-nix::ioctl_read!(unregister, TYPE, _UFFDIO_UNREGISTER, uffdio_range);
-nix::ioctl_read!(wake, TYPE, _UFFDIO_WAKE, uffdio_range);
-nix::ioctl_readwrite!(copy, TYPE, _UFFDIO_COPY, uffdio_copy);
-nix::ioctl_readwrite!(zeropage, TYPE, _UFFDIO_ZEROPAGE, uffdio_zeropage);
-nix::ioctl_readwrite!(move_pages, TYPE, _UFFDIO_MOVE, uffdio_move);
-nix::ioctl_readwrite!(write_protect, TYPE, _UFFDIO_WRITEPROTECT, uffdio_writeprotect);
-nix::ioctl_readwrite!(continue_, TYPE, _UFFDIO_CONTINUE, uffdio_continue);
-nix::ioctl_readwrite!(poison, TYPE, _UFFDIO_POISON, uffdio_poison);
+request!(unregister, request_code_read, _UFFDIO_UNREGISTER, uffdio_range);
+request!(wake, request_code_read, _UFFDIO_WAKE, uffdio_range);
+request!(copy, request_code_readwrite, _UFFDIO_COPY, uffdio_copy);
+request!(zeropage, request_code_readwrite, _UFFDIO_ZEROPAGE, uffdio_zeropage);
+request!(move_pages, request_code_readwrite, _UFFDIO_MOVE, uffdio_move);
+request!(write_protect, request_code_readwrite, _UFFDIO_WRITEPROTECT, uffdio_writeprotect);
+request!(continue_, request_code_readwrite, _UFFDIO_CONTINUE, uffdio_continue);
+request!(poison, request_code_readwrite, _UFFDIO_POISON, uffdio_poison);
 // USERFAULTFD_IOC_NEW, the one request of /dev/userfaultfd; its argument is userfaultfd(2)'s flags.
 nix::ioctl_write_int_bad!(new, nix::request_code_none!(TYPE, 0x00));
 
