@@ -76,16 +76,19 @@ impl ChunkState {
         self.0.fetch_and(!CLAIMED, Ordering::Release);
     }
 
-    /// Counts a fault with no present page beside it, and tells how many there were, this one
-    /// included.
-    pub(crate) fn count_lonely(&self) -> u32 {
-        // Relaxed: a heuristic. Racing threads may pass the maximum by their number, for which the
-        // bits above it have room.
-        let count = (self.0.load(Ordering::Relaxed) / LONELY) & LONELY_MAX;
-        if count < LONELY_MAX {
-            self.0.fetch_add(LONELY, Ordering::Relaxed);
+    /// Counts a page that was installed with no present page beside it.
+    pub(crate) fn count_lonely(&self) {
+        // Racing threads may pass the maximum by their number, for which the bits above it have
+        // room.
+        if self.lonely() < LONELY_MAX {
+            // Release pairs with the Acquire in `lonely`.
+            self.0.fetch_add(LONELY, Ordering::Release);
         }
-        count.wrapping_add(1)
+    }
+
+    /// How many were counted, all of whose bits are visible.
+    pub(crate) fn lonely(&self) -> u32 {
+        (self.0.load(Ordering::Acquire) / LONELY) & LONELY_MAX
     }
 
     /// Whether the chunk is lent. Exact for its owner and its fillers, since only owners change it.

@@ -18,70 +18,79 @@ use crate::uffd::MoveMode;
 use core::ptr;
 use nix::errno::Errno;
 
-/// How often the kernel may stop half-way before the rest is left to other means.
-const ATTEMPTS: u32 = 8;
-
 /// Fills a chunk, which has no pages and lies within the limit, as its owner. True if all of it is
 /// present now; if not, what is present is recorded all the same.
+#[inline(never)]
 pub(crate) fn fill_chunk(region: &Region, chunk: &Chunk<'_>) -> bool {
     let pages = region.chunk_pages();
     let promised = match region.ledger.charge(pages as u64, region.budget) {
         Charge::Promised(promised) => promised,
         Charge::Pending | Charge::Exhausted => return false,
     };
-    let done = match promised == pages as u64 {
-        true => STAGING.claim().map_or(0, |slot| fill_from(region, chunk, slot)),
-        false => 0,
+    let done = match STAGING.claim() {
+        Some(slot) if promised == pages as u64 => fill_from(region, chunk, &slot),
+        _ => 0,
     };
     if done > 0 {
         region.tables.summary().set(chunk.index);
-        chunk.resident.set(0..done);
     }
     region.ledger.settle(promised, done as u64, 0);
     done == pages
 }
 
 /// Makes the chunk's content in `slot` and moves it into place; tells how many pages arrived.
-fn fill_from(region: &Region, chunk: &Chunk<'_>, slot: Slot<'_>) -> usize {
+fn fill_from(region: &Region, chunk: &Chunk<'_>, slot: &Slot<'_>) -> usize {
     let first = region.pages_of(chunk.index).start;
-    let pages = match slot.populate() {
-        true => {
-            write_content(region, first, slot.start());
-            move_into_place(region, first, slot.start())
-        }
-        false => 0,
-    };
-    if pages < region.chunk_pages() {
-        slot.discard();
+    if !slot.populate() {
+        return 0;
     }
-    pages
-}
-
-/// Moves a slot's page to the pages from `first` on.
-fn move_into_place(region: &Region, first: usize, slot: *mut u8) -> usize {
-    let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(first));
-    // SAFETY: the chunk has no pages that could be lost, and nobody else may install any.
-    unsafe { libc::madvise(target.cast(), CHUNK, libc::MADV_DONTNEED) };
-    let mut moved = 0usize;
-    for _ in 0..ATTEMPTS {
-        let (to, from) = (target.wrapping_add(moved), slot.wrapping_add(moved));
-        let rest = CHUNK.wrapping_sub(moved);
-        // SAFETY: the target is the chunk, whose absent pages promise this content; the slot is the
-        // caller's.
-        let progress = unsafe { uffd().move_pages(to, from, rest, MoveMode::DONTWAKE) };
-        moved = moved.wrapping_add(progress.bytes());
-        match progress.errno() {
-            Some(Errno::EAGAIN) => {}
-            Some(Errno::EINVAL) => {
+    write_content(region, first, slot.start());
+    match move_into_place(region, first, slot.start()) {
+        Ok(()) => chunk.resident.set(0..region.chunk_pages()),
+        Err(errno) => {
+            if errno == Errno::EINVAL {
                 // These two mappings will not do, ever: one is locked in memory, say. Relaxed: a
                 // fault that does not know yet finds out by itself.
                 region.huge.store(0, Ordering::Relaxed);
-                break;
             }
-            _ => break,
+            record_arrived(region, chunk)
         }
     }
-    moved >> region.page_shift
+}
+
+/// Moves a slot's pages to the pages from `first` on. If it fails, some may have arrived, and other
+/// threads may be using them.
+fn move_into_place(region: &Region, first: usize, slot: *mut u8) -> Result<(), Errno> {
+    let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(first));
+    // SAFETY: the chunk has no pages that could be lost, and nobody else may install any.
+    unsafe { libc::madvise(target.cast(), CHUNK, libc::MADV_DONTNEED) };
+    // SAFETY: the target is the chunk, whose absent pages promise this content; the slot is the
+    // caller's.
+    let progress = unsafe { uffd().move_pages(target, slot, CHUNK, MoveMode::DONTWAKE) };
+    match progress.errno() {
+        None => Ok(()),
+        Some(errno) => Err(errno),
+    }
+}
+
+/// Records which pages of the chunk are there, and counts them. The kernel's own count cannot be
+/// relied on here: when page faults of other threads make it start over in the midst of a batch, it
+/// meets the pages that it has moved itself, and says EEXIST and none (seen on Linux 6.18).
+#[cold]
+fn record_arrived(region: &Region, chunk: &Chunk<'_>) -> usize {
+    let pages = region.pages_of(chunk.index);
+    let mut count = 0usize;
+    for page in 0..pages.len() {
+        let address = region.address_of(pages.start.wrapping_add(page));
+        let address = ptr::with_exposed_provenance_mut(address);
+        let mut state = 0u8;
+        // SAFETY: the page is one of a reservation of ours, and its state is one byte.
+        let result = unsafe { libc::mincore(address, 1, &raw mut state) };
+        if result == 0 && state & 1 != 0 {
+            count = count.wrapping_add(chunk.resident.set(page..page.wrapping_add(1)));
+        }
+    }
+    count
 }
 
 /// Writes the template's content for the pages from `first` on into a slot that holds zeroes.

@@ -5,7 +5,7 @@ use super::decode::Access;
 use super::fill::{add, fill};
 use super::huge::fill_chunk;
 use super::ledger::Charge;
-use super::lend::{LONELY_FAULTS, lend, recall_any};
+use super::lend::{LONELY_PAGES, lend, recall_any};
 use super::region::{Counters, Region};
 use super::signals::SignalsBlocked;
 use super::source::Source;
@@ -25,8 +25,9 @@ enum Plan {
     Lend,
     /// Fill the whole chunk with a huge page.
     FillWhole,
-    /// Install these pages, or at least the faulting one.
-    Install(Range<usize>),
+    /// Install these pages, or at least the faulting one, which has no present page beside it if it
+    /// is lonely.
+    Install { window: Range<usize>, lonely: bool },
 }
 
 /// What came of trying to install some pages.
@@ -65,7 +66,10 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
         pause(10_000);
         return Ok(());
     }
-    let whole = |done| if done { Plan::Done } else { Plan::Install(alone(index)) };
+    let whole = |done| match done {
+        true => Plan::Done,
+        false => Plan::Install { window: alone(index), lonely: false },
+    };
     let plan = match decide(region, &chunk, index, access) {
         // Part of a chunk that could not be filled may be there now: the page alone, then.
         Plan::Lend => whole(lend_alone(region, &chunk)),
@@ -73,7 +77,13 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
         plan => plan,
     };
     let result = match plan {
-        Plan::Install(window) => install(region, &chunk, window, index, access),
+        Plan::Install { window, lonely } => {
+            let result = install(region, &chunk, window, index, access);
+            if lonely {
+                chunk.state.count_lonely();
+            }
+            result
+        }
         Plan::Verify => verify(region, &chunk, index, access, Errno::EEXIST),
         Plan::Lend | Plan::FillWhole | Plan::Done => Ok(()),
     };
@@ -100,17 +110,21 @@ fn recall_masked(region: &Region) -> bool {
 /// in: it looks at many bits.
 #[inline(never)]
 fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Plan {
+    // Asked first: a lonely page that it counts is then seen as present, and threads that race for
+    // it do not take each other for scattered touches.
+    let lonely_pages = chunk.state.lonely();
     let present = chunk.present();
     if present.get(page) {
         return Plan::Verify;
     }
-    if region.lends && is_lonely(&present, page) && chunk.state.count_lonely() >= LONELY_FAULTS {
+    let lonely = region.lends && is_lonely(&present, page);
+    if lonely && lonely_pages >= LONELY_PAGES {
         return Plan::Lend;
     }
     let window = region.plan(chunk, page, &present);
     match window.len() == region.chunk_pages() && wants_huge(region, access) {
         true => Plan::FillWhole,
-        false => Plan::Install(window),
+        false => Plan::Install { window, lonely },
     }
 }
 

@@ -56,21 +56,17 @@ impl Slot<'_> {
         // SAFETY: the slot is this claim's, and empty.
         unsafe { libc::madvise(self.start().cast(), CHUNK, libc::MADV_POPULATE_WRITE) == 0 }
     }
-
-    /// Gives back what is left in the slot, so that no arena's bytes reach another. A slot that
-    /// cannot be emptied (it is locked in memory) is never used again.
-    pub(crate) fn discard(self) {
-        // SAFETY: the slot is this claim's.
-        let result = unsafe { libc::madvise(self.start().cast(), CHUNK, libc::MADV_DONTNEED) };
-        if result != 0 {
-            core::mem::forget(self);
-        }
-    }
 }
 
 impl Drop for Slot<'_> {
+    /// Empties the slot, so that no arena's bytes reach another, and frees the page table that is
+    /// left when its page was moved in parts (since Linux 6.14): a huge page could not come in its
+    /// place. A slot that cannot be emptied (it is locked in memory) is never used again.
     fn drop(&mut self) {
-        // Release pairs with the Acquire in `claim`.
-        self.owner.claimed.fetch_and(!(1 << self.number), Ordering::Release);
+        // SAFETY: the slot is this claim's.
+        if unsafe { libc::madvise(self.start().cast(), CHUNK, libc::MADV_DONTNEED) } == 0 {
+            // Release pairs with the Acquire in `claim`.
+            self.owner.claimed.fetch_and(!(1 << self.number), Ordering::Release);
+        }
     }
 }
