@@ -134,7 +134,7 @@ fn alone(page: usize) -> Range<usize> {
 }
 
 /// Installs `window`, or at least the faulting page.
-#[inline]
+#[inline(always)]
 fn install(
     region: &Region,
     chunk: &Chunk<'_>,
