@@ -86,8 +86,9 @@ fn system_calls_can_fill_lent_memory() {
 #[test]
 fn lending_can_be_turned_off_and_is_for_zeroes_alone() {
     let template = Template::repeat(&1u8).unwrap();
+    let builder = || Arena::builder(1 << 30);
     for builder in
-        [Arena::builder(1 << 30).lending(false), Arena::builder(1 << 30).template(template)]
+        [builder().lending(false), builder().template(template), builder().window(Window::Pages(1))]
     {
         let arena = builder.reserve().unwrap();
         (0..8).for_each(|i| write(&arena, 3 + 40 * i, 9));
@@ -132,7 +133,7 @@ fn a_lower_limit_recalls_what_lies_past_it() {
 #[test]
 fn a_full_budget_recalls_and_is_never_exceeded() {
     let budget = 8 * CHUNK;
-    let arena = Arena::builder(1 << 40).budget(budget).window(Window::Pages(1)).reserve().unwrap();
+    let arena = Arena::builder(1 << 40).budget(budget).reserve().unwrap();
     let most = budget / page_size();
     // Two or three touches in each of many chunks, then single ones elsewhere until it is full.
     let mut touched: Vec<usize> =

@@ -3,7 +3,7 @@
 
 #![allow(missing_docs, reason = "a test")]
 
-use lacuna::{Arena, Template, Window, page_size};
+use lacuna::{Arena, Template, page_size};
 use std::ptr;
 
 const SIZE: usize = 64 << 10;
@@ -95,8 +95,7 @@ fn every_way_to_resolve_a_fault_fits() {
     check("a template", &|| (0..2 * pages).for_each(|page| touch(&repeated, page, true)));
 
     let budget = 4 * CHUNK;
-    let bounded =
-        Arena::builder(1 << 40).budget(budget).window(Window::Pages(1)).reserve().unwrap();
+    let bounded = Arena::builder(1 << 40).budget(budget).reserve().unwrap();
     check("lending and recalling under a budget", &|| {
         for page in [3, 30, 300, 3 * pages] {
             touch(&bounded, page, true);

@@ -94,6 +94,8 @@ impl<'a> ArenaBuilder<'a> {
     /// [`Arena::measure`] looks. Lending takes at most half the budget and a quarter of the mappings
     /// that the process may have (`vm.max_map_count`); when the budget is needed, chunks are
     /// recalled. Without it, each page that is touched alone costs a signal.
+    ///
+    /// It goes with [`Window::Adaptive`]; an arena with a fixed window lends nothing.
     pub const fn lending(mut self, allowed: bool) -> Self {
         self.lending = allowed;
         self
@@ -146,7 +148,7 @@ impl<'a> ArenaBuilder<'a> {
             window: self.window,
             source,
             name: settings.name,
-            lends: self.lending && matches!(source, Source::Zero),
+            lends: self.lends(&source),
             huge: AtomicU32::new(u32::from(huge)),
             hand: AtomicUsize::new(0),
             limit: AtomicUsize::new(settings.limit),
@@ -178,6 +180,11 @@ impl<'a> ArenaBuilder<'a> {
         let buffers = Box::new(unsafe { Buffers::new(pages.base().as_ptr(), page_size()) });
         let source = Source::Generate { function, buffers: &raw const *buffers };
         Ok((Some(PageBuffers { _buffers: buffers, _pages: pages }), source))
+    }
+
+    /// A fixed window says how many pages a fault resolves; lending would resolve others.
+    fn lends(&self, source: &Source) -> bool {
+        self.lending && self.window == Window::Adaptive && matches!(source, Source::Zero)
     }
 
     /// Checks the values and converts them to pages.
