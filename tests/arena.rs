@@ -248,7 +248,7 @@ fn populate_makes_pages_of_all_kinds_present() {
         store(&arena, 4 * page(), 77);
         let faults = arena.stats().faults;
         arena.populate(range.clone()).unwrap();
-        assert_eq!(arena.populated().collect::<Vec<_>>(), [range.clone()]);
+        assert!(arena.populated().eq([range.clone()]));
         assert_eq!(arena_rss(&arena), range.len());
         assert_eq!(load(&arena, 4 * page()), 77, "what was present stays");
         for at in range.step_by(101).filter(|at| at / page() != 4) {

@@ -204,9 +204,11 @@ impl<'a> ArenaBuilder<'a> {
             Some(bytes) => (bytes >> page_shift()) as u64,
             None => u64::MAX,
         };
-        let limit = limit_pages(self.limit.unwrap_or(layout.len), layout.len)
-            .ok_or(Error::new(Operation::Reserve, ErrorKind::LimitPastLength))?;
-        Ok(Settings { name, budget, limit })
+        let limit = self.limit.unwrap_or(layout.len);
+        match limit_pages(limit, layout.len) {
+            Some(limit) => Ok(Settings { name, budget, limit }),
+            None => error(ErrorKind::LimitPastLength, limit),
+        }
     }
 }
 

@@ -77,28 +77,27 @@ fn map_zeroes() -> Result<Mapping> {
 /// or after, runs for the foreign signals that we hand on.
 fn install_handler() -> Result<()> {
     let error = |errno| Error::os(Operation::InstallHandler, errno);
-    let before = disposition().map_err(error)?;
+    let bridge = handler::action(chain::beneath_registry);
+    chain::set_beneath(exchange(&bridge).map_err(error)?);
     // SAFETY: the action does nothing.
     unsafe { signal_hook_registry::register_sigaction(libc::SIGBUS, |_| {}) }
         .map_err(|cause| error(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))?;
-    chain::set_beneath(disposition().map_err(error)?);
-    if before.sa_sigaction == libc::SIG_DFL || before.sa_sigaction == libc::SIG_IGN {
-        chain::set_bare();
+    let registry = exchange(&handler::action(handler::front)).map_err(error)?;
+    // If the slot was taken before, the registry's handler is what we found beneath.
+    if registry.sa_sigaction != bridge.sa_sigaction {
+        chain::set_registry(registry);
     }
-    let ours = handler::action();
-    // SAFETY: the action is valid, and its handler passes on what is not ours.
-    Errno::result(unsafe { libc::sigaction(libc::SIGBUS, &raw const ours, ptr::null_mut()) })
-        .map(drop)
-        .map_err(error)
+    Ok(())
 }
 
-/// The disposition of SIGBUS.
-fn disposition() -> nix::Result<libc::sigaction> {
-    // SAFETY: zeroes are a valid sigaction, which sigaction(2) overwrites.
+/// Gives SIGBUS the disposition `action`, and returns the one before.
+fn exchange(action: &libc::sigaction) -> nix::Result<libc::sigaction> {
+    // SAFETY: zeroes are a valid sigaction, which sigaction(2) overwrites; the handlers of the new
+    // one pass on what is not ours.
     unsafe {
-        let mut action = core::mem::zeroed();
-        Errno::result(libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut action))?;
-        Ok(action)
+        let mut before = core::mem::zeroed();
+        Errno::result(libc::sigaction(libc::SIGBUS, action, &raw mut before))?;
+        Ok(before)
     }
 }
 

@@ -1,10 +1,17 @@
 //! Foreign faults: what the process would have done with them if lacuna were not there.
 //!
-//! The disposition *beneath* ours is the one that SIGBUS would have without lacuna. A foreign
-//! signal is handed to it, and when its handler changes the disposition of SIGBUS (Rust's own
-//! resets it and returns, so that the instruction runs again and kills the process), then the
-//! change is taken as one of the disposition beneath, and our handler is put back in front.
+//! ```text
+//!  the kernel -> our handler -> signal-hook-registry's -> beneath_registry -> the handler beneath
+//!                                     `-> its actions
+//! ```
+//! The disposition *beneath* is the one that SIGBUS would have without lacuna. signal-hook-registry's
+//! handler runs whatever was there before it and then its actions; what was there is a function of
+//! ours, so that we call the handler beneath as the kernel would. When that changes the disposition
+//! of SIGBUS (Rust's own resets it and returns, so that the instruction runs again and kills the
+//! process), it has changed it for the registry too: the change is taken as the whole of what is
+//! beneath, and our handler is put back in front.
 
+use super::handler::{Handler, action, front};
 use crate::atomic::{AtomicUsize, Ordering, UnsafeCell};
 use core::{mem, ptr};
 use libc::{c_int, c_void, sigaction, siginfo_t};
@@ -17,8 +24,8 @@ struct Beneath {
     used: AtomicUsize,
     /// The one in force.
     current: AtomicUsize,
-    /// Not 0 if the first disposition found was no handler, but the default or SIG_IGN.
-    bare: AtomicUsize,
+    /// The one of signal-hook-registry's handler while that lies between; else 0.
+    registry: AtomicUsize,
 }
 
 const SLOTS: usize = 16;
@@ -30,38 +37,62 @@ static BENEATH: Beneath = Beneath {
     slots: [const { UnsafeCell::new(mem::MaybeUninit::zeroed()) }; SLOTS],
     used: AtomicUsize::new(1),
     current: AtomicUsize::new(0),
-    bare: AtomicUsize::new(0),
+    registry: AtomicUsize::new(0),
 };
 
-/// Declares `action` the disposition beneath ours. Should the slots run out, the last one stays:
-/// it takes sixteen handlers that were installed by handlers.
-pub(crate) fn set_beneath(action: sigaction) {
-    // Relaxed: the slot is this caller's from here on.
-    let index = match action.sa_sigaction {
-        libc::SIG_DFL => 0,
-        _ => BENEATH.used.fetch_add(1, Ordering::Relaxed),
-    };
-    let Some(slot) = BENEATH.slots.get(index) else { return };
-    if index > 0 {
-        // SAFETY: nobody else was given this slot, and nobody reads it before it is current.
-        slot.with_mut(|slot| unsafe { (*slot).write(action) });
+impl Beneath {
+    /// Keeps an action and tells where; `None` if there is no room, which takes a dozen handlers
+    /// that were installed by handlers.
+    fn keep(&self, action: sigaction) -> Option<usize> {
+        if action.sa_sigaction == libc::SIG_DFL {
+            return Some(0);
+        }
+        // Relaxed: the slot is this caller's from here on.
+        let index = self.used.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: nobody else was given this slot, and nobody reads it before it is in force.
+        self.slots.get(index)?.with_mut(|slot| unsafe { (*slot).write(action) });
+        Some(index)
     }
-    // Release pairs with the Acquire in `beneath`.
-    BENEATH.current.store(index, Ordering::Release);
+
+    fn get(&self, index: usize) -> sigaction {
+        let read = |slot: *const mem::MaybeUninit<sigaction>| {
+            // SAFETY: slots are zeroes, a valid sigaction, or written before they are in force.
+            unsafe { (*slot).assume_init() }
+        };
+        // SAFETY: zeroes are a valid sigaction, the default.
+        self.slots.get(index).map_or(unsafe { mem::zeroed() }, |slot| slot.with(read))
+    }
 }
 
-/// Declares that the process had no handler for SIGBUS before lacuna.
-pub(crate) fn set_bare() {
-    BENEATH.bare.store(1, Ordering::Relaxed);
+/// Declares `action` the disposition beneath ours; without room it stays what it was.
+pub(crate) fn set_beneath(action: sigaction) {
+    if let Some(index) = BENEATH.keep(action) {
+        // Release pairs with the Acquire in `beneath`: the slot is written.
+        BENEATH.current.store(index, Ordering::Release);
+    }
+}
+
+/// Declares `action` signal-hook-registry's handler, with [`beneath_registry`] beneath it.
+pub(crate) fn set_registry(action: sigaction) {
+    if let Some(index) = BENEATH.keep(action) {
+        BENEATH.registry.store(index, Ordering::Release);
+    }
 }
 
 fn beneath() -> sigaction {
-    let index = BENEATH.current.load(Ordering::Acquire);
-    match BENEATH.slots.get(index) {
-        // SAFETY: zeroes are a valid sigaction, the default; others were written before.
-        Some(slot) => slot.with(|slot| unsafe { (*slot).assume_init() }),
-        // SAFETY: as above.
-        None => unsafe { mem::zeroed() },
+    BENEATH.get(BENEATH.current.load(Ordering::Acquire))
+}
+
+/// What signal-hook-registry finds when it installs its handler, and runs before its actions.
+pub(crate) extern "C" fn beneath_registry(
+    signal: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+) {
+    let action = beneath();
+    if is_handler(&action) {
+        // SAFETY: the arguments are the kernel's, passed on.
+        unsafe { call(&action, signal, info, context) };
     }
 }
 
@@ -72,23 +103,30 @@ fn beneath() -> sigaction {
 #[cold]
 #[inline(never)]
 pub(crate) unsafe fn forward(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let action = beneath();
-    // SAFETY: the kernel passes a valid siginfo.
-    let raised = unsafe { (*info).si_code } > 0;
-    match action.sa_sigaction {
-        libc::SIG_DFL => default(raised, info),
-        libc::SIG_IGN if raised => default(raised, info),
-        libc::SIG_IGN => {}
-        _ => {
-            // SAFETY: the action was a handler's, installed with these flags.
-            unsafe { call(&action, signal, info, context) };
+    let (action, registry) = (beneath(), BENEATH.registry.load(Ordering::Acquire));
+    // SAFETY: as the caller promises; the actions were handlers, installed with these flags.
+    let raised = unsafe {
+        if registry != 0 {
+            call(&BENEATH.get(registry), signal, info, context);
             stay_in_front();
-            let swallowed = BENEATH.bare.load(Ordering::Relaxed) != 0;
-            if swallowed && !(raised && is_mended(info)) {
-                default(raised, info);
-            }
+        } else if is_handler(&action) {
+            call(&action, signal, info, context);
+            stay_in_front();
         }
+        (*info).si_code > 0
+    };
+    match action.sa_sigaction {
+        // An action may have mended the cause.
+        libc::SIG_DFL | libc::SIG_IGN if raised && registry != 0 && is_mended(info) => {}
+        libc::SIG_DFL => default(raised, info),
+        // The kernel does not let a fault be ignored.
+        libc::SIG_IGN if raised => default(raised, info),
+        _ => {}
     }
+}
+
+fn is_handler(action: &sigaction) -> bool {
+    !matches!(action.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN)
 }
 
 /// What the kernel does by default: kills the process. A fault is raised again by its instruction;
@@ -136,7 +174,6 @@ unsafe fn call(action: &sigaction, signal: c_int, info: *mut siginfo_t, context:
         libc::pthread_sigmask(libc::SIG_BLOCK, &raw const mask, &raw mut before);
         let handler = ptr::with_exposed_provenance::<()>(action.sa_sigaction);
         if action.sa_flags & libc::SA_SIGINFO != 0 {
-            type Handler = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
             mem::transmute::<*const (), Handler>(handler)(signal, info, context);
         } else {
             mem::transmute::<*const (), extern "C" fn(c_int)>(handler)(signal);
@@ -147,13 +184,14 @@ unsafe fn call(action: &sigaction, signal: c_int, info: *mut siginfo_t, context:
 
 /// Puts our handler back in front if the handler beneath has changed the disposition.
 fn stay_in_front() {
-    let ours = super::handler::action();
+    let ours = action(front);
     // SAFETY: the actions are valid; reading and changing a disposition is async-signal-safe.
     unsafe {
         let mut now: sigaction = mem::zeroed();
         libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut now);
         if now.sa_sigaction != ours.sa_sigaction {
             set_beneath(now);
+            BENEATH.registry.store(0, Ordering::Release);
             libc::sigaction(libc::SIGBUS, &raw const ours, ptr::null_mut());
         }
     }

@@ -9,7 +9,10 @@ use core::mem;
 use libc::{c_int, c_void, siginfo_t};
 use nix::errno::Errno;
 
-/// The disposition that puts our handler in front.
+/// A handler with SA_SIGINFO.
+pub(crate) type Handler = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+
+/// The disposition that puts a handler of ours in front.
 ///
 /// - `SA_SIGINFO`: the faulting address, and the context that tells reads from writes.
 /// - `SA_ONSTACK`: the stack pointer may be about to leave its stack, or be a coroutine's small
@@ -19,15 +22,16 @@ use nix::errno::Errno;
 /// - `SA_RESTART`: faults interrupt no system call, but a SIGBUS that somebody sends may.
 ///
 /// The mask is empty: a signal that arrives meanwhile has a handler that may run.
-pub(crate) fn action() -> libc::sigaction {
+pub(crate) fn action(handler: Handler) -> libc::sigaction {
     // SAFETY: zeroes are a valid sigaction.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
-    action.sa_sigaction = front as *const () as usize;
+    action.sa_sigaction = handler as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
     action
 }
 
-extern "C" fn front(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+/// The handler.
+pub(crate) extern "C" fn front(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let errno = Errno::last();
     // SAFETY: the kernel calls us with these arguments.
     unsafe {

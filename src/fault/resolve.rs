@@ -264,8 +264,9 @@ fn verify(
 }
 
 /// Asks the kernel to fault the page in by itself, as madvise(2) MADV_POPULATE_READ or _WRITE does
-/// without changing it (since Linux 5.14). EFAULT means that it could only raise SIGBUS again; any
-/// other failure is one that the instruction meets without us.
+/// without changing it (since Linux 5.14). EFAULT means that it could only raise SIGBUS again, and
+/// EHWPOISON that the page is poisoned; any other failure is one that the instruction meets without
+/// us.
 fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
     let advice = match access {
         Access::Read => libc::MADV_POPULATE_READ,
@@ -274,7 +275,7 @@ fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
     let start = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     // SAFETY: populating changes no content, and the page is part of a reservation of ours.
     let result = unsafe { libc::madvise(start, 1 << region.page_shift, advice) };
-    result == 0 || Errno::last() != Errno::EFAULT
+    result == 0 || !matches!(Errno::last(), Errno::EFAULT | Errno::EHWPOISON)
 }
 
 /// Lets other threads run. Sleeping, unlike sched_yield(2), also lets those run whose priority is

@@ -1,0 +1,141 @@
+//! Forked children: their arenas are their own, and work.
+
+#![allow(missing_docs, reason = "a test")]
+
+mod support;
+
+use lacuna::{Arena, Template, page_size};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use support::{Watchdog, arena_rss, assert_success, discard, in_child, load, store};
+
+/// Forks, runs `child` there and asserts that it succeeds.
+#[track_caller]
+fn fork(child: impl FnOnce()) {
+    // SAFETY: the child runs the closure and exits without unwinding into the test harness.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "{}", std::io::Error::last_os_error());
+    if pid == 0 {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
+        // SAFETY: ends the child without running anything of the parent's.
+        unsafe { libc::_exit(i32::from(result.is_err())) };
+    }
+    let mut status = 0;
+    // SAFETY: the child is ours, and waited for once.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0, "the child failed");
+}
+
+fn templated(budget: usize) -> Arena {
+    let template = Template::repeat(&0x77u8).unwrap();
+    Arena::builder(1 << 40).template(template).budget(budget).reserve().unwrap()
+}
+
+#[test]
+fn children_have_templates_contents_budgets_and_counters_of_their_own() {
+    assert_success(&in_child(
+        "children_have_templates_contents_budgets_and_counters_of_their_own",
+        "fork",
+        || {
+            let budget = 100 * page_size();
+            let arena = templated(budget);
+            store(&arena, 0, 1);
+            fork(|| {
+                assert_eq!((load(&arena, 0), load(&arena, 1)), (1, 0x77));
+                assert_eq!(load(&arena, 1 << 30), 0x77);
+                store(&arena, 0, 2);
+                (0..98).for_each(|page| store(&arena, (1 << 35) + page * page_size(), 3));
+                assert_eq!(arena.stats().budget_left(), Some(0));
+                assert_eq!(arena.populate(0..2 * page_size()).unwrap_err().errno(), None);
+                assert_eq!(arena_rss(&arena), budget);
+                // A grandchild, and making and dropping arenas.
+                discard(&arena, 0..page_size());
+                fork(|| {
+                    assert_eq!(load(&arena, 5), 0x77);
+                    let own = templated(budget);
+                    store(&own, 1 << 33, 5);
+                });
+            });
+            assert_eq!((load(&arena, 0), load(&arena, 1 << 30)), (1, 0x77));
+            assert_eq!(arena.stats().resident_bytes, 2 * page_size());
+            assert_eq!(arena_rss(&arena), 2 * page_size());
+        },
+    ));
+}
+
+#[test]
+fn lent_chunks_and_huge_pages_live_on() {
+    assert_success(&in_child("lent_chunks_and_huge_pages_live_on", "fork", || {
+        let arena = Arena::builder(1 << 30).reserve().unwrap();
+        (0..4).for_each(|index| store(&arena, index * 50 * page_size(), 9));
+        assert!(arena.stats().lent_bytes > 0);
+        arena.populate(4 << 20..8 << 20).unwrap();
+        store(&arena, 5 << 20, 8);
+        fork(|| {
+            assert_eq!((load(&arena, 0), load(&arena, 5 << 20)), (9, 8));
+            (0..512).for_each(|page| store(&arena, page * page_size() + 1, 1));
+            (0..512).for_each(|page| assert_eq!(load(&arena, page * page_size() + 1), 1));
+            (8 << 20..64 << 20).step_by(page_size()).for_each(|byte| store(&arena, byte, 1));
+            // SAFETY: nobody has a reference into the arena.
+            unsafe { arena.reset().unwrap() };
+            assert_eq!((load(&arena, 0), arena_rss(&arena)), (0, 0));
+        });
+        assert_eq!((load(&arena, 1), load(&arena, 8 << 20)), (0, 0));
+    }));
+}
+
+/// Forks while threads fault, discard, and make and drop arenas.
+#[test]
+fn forks_under_load_copy_nothing_half_way() {
+    assert_success(&in_child("forks_under_load_copy_nothing_half_way", "fork", || {
+        let _watchdog = Watchdog::new("forks under load", 50);
+        let arena = templated(usize::MAX);
+        let stop = AtomicBool::new(false);
+        let rounds = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (arena, stop, rounds) = (&arena, &stop, &rounds);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let base = thread << 32;
+                        (0..200).for_each(|page| store(arena, base + page * page_size(), 1));
+                        discard(arena, base..base + 100 * page_size());
+                        drop(templated(1 << 20));
+                        rounds.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            for _ in 0..200 {
+                fork(|| check(&arena));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(rounds.load(Ordering::Relaxed) > 3);
+        assert_eq!(arena.stats().resident_bytes, arena_rss(&arena));
+    }));
+}
+
+/// In a child forked under load: the counters agree with the kernel, and everything works.
+fn check(arena: &Arena) {
+    assert_eq!(arena.stats().resident_bytes, arena_rss(arena));
+    for page in 0..200 {
+        let byte = load(arena, (1 << 32) + page * page_size());
+        assert!(byte == 1 || byte == 0x77, "{byte}");
+    }
+    store(arena, 9 << 32, 4);
+    discard(arena, 0..1 << 33);
+    let own = templated(1 << 20);
+    assert_eq!(load(&own, 1 << 20), 0x77);
+    assert_eq!(arena.stats().resident_bytes, arena_rss(arena));
+}
+
+#[test]
+fn commands_run_while_arenas_live() {
+    let arena = templated(usize::MAX);
+    store(&arena, 0, 1);
+    for _ in 0..20 {
+        assert!(Command::new("true").status().unwrap().success());
+        store(&arena, 1 << 21, 2);
+    }
+    assert_eq!((load(&arena, 0), load(&arena, 1)), (1, 0x77));
+}
