@@ -6,7 +6,7 @@ use super::template::Template;
 use super::{Arena, engine};
 use crate::atomic::{AtomicU32, AtomicUsize};
 use crate::error::{Error, ErrorKind, Operation, Result};
-use crate::fault::ledger::Ledger;
+use crate::fault::ledger::{Ledger, UNBOUNDED};
 use crate::fault::region::{Counters, Name, Region};
 use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
@@ -59,6 +59,10 @@ impl<'a> ArenaBuilder<'a> {
 
     /// The most bytes that may be resident and lent together, rounded down to whole pages; without
     /// a budget, whatever the system has. A touch that would exceed it is a violation.
+    ///
+    /// Pages that a window or a huge page installs ahead of their first touch count too. With
+    /// [`Window::Adaptive`] they are few where accesses are scattered, and a stream takes at most an
+    /// eighth of what is left; with `Window::Pages(1)` there are none.
     pub const fn budget(mut self, bytes: usize) -> Self {
         self.budget = Some(bytes);
         self
@@ -202,7 +206,7 @@ impl<'a> ArenaBuilder<'a> {
         let budget = match self.budget {
             Some(bytes) if bytes < page_size() => return error(ErrorKind::BudgetTooSmall, bytes),
             Some(bytes) => (bytes >> page_shift()) as u64,
-            None => u64::MAX,
+            None => UNBOUNDED,
         };
         let limit = self.limit.unwrap_or(layout.len);
         match limit_pages(limit, layout.len) {

@@ -1,6 +1,7 @@
 //! What an arena tells about itself.
 
 use crate::atomic::Ordering;
+use crate::fault::ledger::UNBOUNDED;
 use crate::fault::region::Region;
 use core::fmt;
 
@@ -39,7 +40,7 @@ impl Stats {
         Self {
             reserved_bytes: bytes(region.pages as u64),
             limit_bytes: bytes(region.limit() as u64),
-            budget_bytes: (region.budget != u64::MAX).then(|| bytes(region.budget)),
+            budget_bytes: (region.budget != UNBOUNDED).then(|| bytes(region.budget)),
             resident_bytes: bytes(balance.resident),
             lent_bytes: bytes(balance.lent),
             peak_resident_bytes: bytes(balance.peak),

@@ -10,6 +10,9 @@ use crate::atomic::{AtomicU64, Ordering};
 const PROMISED_SHIFT: u32 = 40;
 const CHARGED_MASK: u64 = (1 << PROMISED_SHIFT) - 1;
 
+/// The budget of an arena without one.
+pub(crate) const UNBOUNDED: u64 = u64::MAX;
+
 /// The page counters of one arena.
 pub(crate) struct Ledger {
     /// Charged pages below [`PROMISED_SHIFT`], promised pages above, in one word so that one load
@@ -105,6 +108,13 @@ impl Ledger {
     pub(crate) fn adopt(&self, pages: u64) {
         self.account.fetch_add(pages, Ordering::Relaxed);
         self.add_resident(pages);
+    }
+
+    /// How many pages `budget` has left; `None` if there is no bound.
+    pub(crate) fn room(&self, budget: u64) -> Option<u64> {
+        // Relaxed: advice; what counts is `charge`.
+        let charged = self.account.load(Ordering::Relaxed) & CHARGED_MASK;
+        (budget != UNBOUNDED).then(|| budget.saturating_sub(charged))
     }
 
     /// Whether `pages` more would fit into half of `budget`.

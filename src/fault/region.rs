@@ -135,7 +135,8 @@ impl Region {
             last if last == end && end == whole => self.run_at_start(chunk.index.saturating_add(1)),
             _ => 0,
         };
-        self.window.plan(page, &Surroundings { present, end, before, after })
+        let room = self.ledger.room(self.budget);
+        self.window.plan(page, &Surroundings { present, end, before, after, room })
     }
 
     /// How many pages at the end of chunk `index` are present without a gap.

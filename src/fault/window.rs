@@ -12,6 +12,9 @@ pub enum Window {
     /// One page where accesses are scattered; next to pages that are present already, as many as
     /// are present there without a gap, so that the window doubles while a stream goes on,
     /// forward or backward, however many streams and threads there are.
+    ///
+    /// Under a budget, where a page that nobody touches may cost one that somebody does, only runs
+    /// of eight pages count as streams, and a window takes at most an eighth of what is left.
     #[default]
     Adaptive,
     /// The block of this many pages that the touched page lies in, blocks counted from the start
@@ -30,7 +33,16 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) before: usize,
     /// Present pages that begin just after the chunk without a gap.
     pub(crate) after: usize,
+    /// Pages that the budget has left; `None` without a budget.
+    pub(crate) room: Option<u64>,
 }
+
+/// The shortest run of present pages that counts as a stream under a budget: pages that are there by
+/// chance hardly ever lie like that.
+const STREAM: usize = 8;
+
+/// The part of a budget's room that a window may take.
+const ROOM_SHARE: u64 = 8;
 
 impl Window {
     /// The pages to resolve for a fault on the absent page `page`, itself among them.
@@ -58,11 +70,22 @@ fn adaptive(page: usize, gap: Range<usize>, around: &Surroundings<'_>) -> Range<
         true => run_after(gap.end, around),
         false => 0,
     };
+    let pages = affordable(forward.max(backward), around.room);
     if forward >= backward {
-        page..page.saturating_add(forward.max(1)).min(gap.end)
+        page..page.saturating_add(pages).min(gap.end)
     } else {
-        page.saturating_add(1).saturating_sub(backward).max(gap.start)..page.saturating_add(1)
+        page.saturating_add(1).saturating_sub(pages).max(gap.start)..page.saturating_add(1)
     }
+}
+
+/// The window for a run of so many pages.
+fn affordable(run: usize, room: Option<u64>) -> usize {
+    let pages = match room {
+        None => run,
+        Some(_) if run < STREAM => 1,
+        Some(room) => run.min((room / ROOM_SHARE) as usize),
+    };
+    pages.max(1)
 }
 
 /// How many pages are present just before `page`, going on into the chunk before.
@@ -97,7 +120,7 @@ mod tests {
 
     fn plan(page: usize, present: &[Range<usize>], before: usize, after: usize) -> Range<usize> {
         let present = snapshot(present);
-        let around = Surroundings { present: &present, end: BITS, before, after };
+        let around = Surroundings { present: &present, end: BITS, before, after, room: None };
         Window::Adaptive.plan(page, &around)
     }
 
@@ -120,9 +143,24 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_makes_windows_careful() {
+        let window = |run: usize, room| {
+            let present = snapshot(std::slice::from_ref(&(0..run)));
+            let around = Surroundings { present: &present, end: BITS, before: 0, after: 0, room };
+            Window::Adaptive.plan(run, &around).len()
+        };
+        assert_eq!((window(7, None), window(7, Some(1 << 20))), (7, 1));
+        assert_eq!(
+            (window(64, Some(1 << 20)), window(64, Some(100)), window(64, Some(7))),
+            (64, 12, 1)
+        );
+    }
+
+    #[test]
     fn a_fixed_window_is_the_block_around_the_page() {
         let present = snapshot(std::slice::from_ref(&(18..19)));
-        let around = Surroundings { present: &present, end: 40, before: 0, after: 0 };
+        let around =
+            Surroundings { present: &present, end: 40, before: 0, after: 0, room: Some(0) };
         assert_eq!(Window::Pages(16).plan(17, &around), 16..18);
         assert_eq!(Window::Pages(16).plan(30, &around), 19..32);
         assert_eq!(Window::Pages(16).plan(39, &around), 32..40);
@@ -135,15 +173,16 @@ mod tests {
         fn plans_hold_the_page_and_nothing_present(
             bits in proptest::collection::vec(any::<bool>(), BITS),
             page in 0..BITS,
-            room in 1..=BITS,
+            reach in 1..=BITS,
             fixed in proptest::option::of(0u32..600),
             before in 0..600usize,
             after in 0..600usize,
+            room in proptest::option::of(0u64..6000),
         ) {
-            let end = (page + room).min(BITS);
+            let end = (page + reach).min(BITS);
             let runs: Vec<_> = (0..BITS).filter(|i| bits[*i] && *i != page).map(|i| i..i + 1).collect();
             let present = snapshot(&runs);
-            let around = Surroundings { present: &present, end, before, after };
+            let around = Surroundings { present: &present, end, before, after, room };
             let window = fixed.map_or(Window::Adaptive, Window::Pages);
             let plan = window.plan(page, &around);
             prop_assert!(plan.contains(&page));
@@ -151,6 +190,8 @@ mod tests {
             prop_assert_eq!(present.next_set(plan.clone()), plan.end);
             if let Some(pages) = fixed {
                 prop_assert!(plan.len() <= pages.max(1) as usize);
+            } else if let Some(room) = room {
+                prop_assert!(plan.len() as u64 <= (room / 8).max(1));
             }
         }
     }
