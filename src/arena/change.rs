@@ -12,7 +12,7 @@ use crate::fault::tables::Chunk;
 impl Arena {
     /// Holds on to the region, as a fault does: a fork in another thread waits for it, and is
     /// waited for.
-    fn pin(&self) -> Pinned<'_, Region> {
+    pub(super) fn pin(&self) -> Pinned<'_, Region> {
         loop {
             if let Lookup::Found(region) = REGISTRY.pin(self.base.as_ptr().addr(), current_thread) {
                 return region;

@@ -5,6 +5,7 @@ use crate::Errno;
 use crate::error::{Error, Operation, Result};
 use crate::fault::lend;
 use crate::fault::region::Region;
+use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use core::ops::Range;
@@ -40,21 +41,26 @@ impl Arena {
     /// ```
     pub unsafe fn discard(&self, range: Range<usize>) -> Result<()> {
         let pages = self.pages(Operation::Discard, &range)?;
-        let blocked = SignalsBlocked::new();
+        let _blocked = SignalsBlocked::new();
         let chunk_pages = self.region().chunk_pages();
-        let mut from = pages.start / chunk_pages;
-        while let Some(index) = self.region().tables.summary().next(from) {
-            let first = index * chunk_pages;
-            if first >= pages.end {
+        let mut chunks = pages.start / chunk_pages..pages.end.div_ceil(chunk_pages);
+        while let Some(first) = self.region().tables.summary().next(chunks.start) {
+            if first >= chunks.end {
                 break;
             }
-            let part = pages.start.saturating_sub(first)..(pages.end - first).min(chunk_pages);
-            self.as_owner(&blocked, index, |region, chunk| empty(region, chunk, part))
-                .unwrap_or(Ok(()))
-                .map_err(|errno| {
-                    Error::os(Operation::Discard, errno).range(range.start, range.end)
-                })?;
-            from = index + 1;
+            let region = self.pin();
+            let batch = Batch::claim(&region, first..chunks.end);
+            if batch.chunks.is_empty() {
+                // Its owner is about to be done with it.
+                drop(batch);
+                drop(region);
+                pause(10_000);
+                continue;
+            }
+            batch.empty(&pages).map_err(|errno| {
+                Error::os(Operation::Discard, errno).range(range.start, range.end)
+            })?;
+            chunks.start = batch.chunks.end;
         }
         Ok(())
     }
@@ -91,27 +97,98 @@ impl Arena {
     }
 }
 
-/// Discards `part` of a chunk, as its owner.
-fn empty(region: &Region, chunk: &Chunk<'_>, part: Range<usize>) -> Result<(), Errno> {
-    if chunk.state.is_lent() {
-        lend::recall(region, chunk, false)?;
-    }
-    let present = chunk.present();
-    let start = present.next_set(part.clone());
-    if start < part.end {
-        // One call from the first present page to the last: the gaps between them cost nothing.
-        let end = start.max(present.gap_before(part.end));
-        drop_pages(region, region.pages_of(chunk.index).start + start, end - start)?;
+/// Chunks side by side, all with pages, owned together: each madvise(2) flushes the TLB of every
+/// processor that runs the process, so one call for many chunks is worth it.
+struct Batch<'a> {
+    region: &'a Region,
+    chunks: Range<usize>,
+}
 
+/// Chunks that are owned together at most: faults in them wait meanwhile.
+const BATCH: usize = 32;
+
+impl<'a> Batch<'a> {
+    /// Claims the chunks from the start of `range` on, until one has no pages or another owner, and
+    /// waits until their fillers have left. Nobody waits for a chunk while owning another, so it
+    /// ends.
+    fn claim(region: &'a Region, range: Range<usize>) -> Self {
+        let mut chunks = range.start..range.start;
+        for index in range.take(BATCH) {
+            let has_pages = region.tables.summary().next(index) == Some(index);
+            let claimed =
+                has_pages && region.tables.chunk(index).is_some_and(|it| it.state.claim());
+            if !claimed {
+                break;
+            }
+            chunks.end = index + 1;
+        }
+        let batch = Self { region, chunks };
+        for chunk in batch.iter() {
+            while !chunk.state.is_quiet() {
+                pause(1_000);
+            }
+        }
+        batch
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = Chunk<'a>> + use<'a> {
+        let tables = &self.region.tables;
+        self.chunks.clone().filter_map(|index| tables.chunk(index))
+    }
+
+    /// Discards those of `pages`, of the reservation, that lie in the batch.
+    fn empty(&self, pages: &Range<usize>) -> Result<(), Errno> {
+        for chunk in self.iter().filter(|chunk| chunk.state.is_lent()) {
+            lend::recall(self.region, &chunk, false)?;
+        }
+        // One call from the first present page to the last: the gaps between them cost nothing.
+        let first = self.iter().find_map(|chunk| self.present(&chunk, pages).next());
+        let last = self.iter().rev().find_map(|chunk| self.present(&chunk, pages).next_back());
+        if let (Some(first), Some(last)) = (first, last) {
+            drop_pages(self.region, first, last + 1 - first)?;
+        }
+        self.iter().for_each(|chunk| self.forget(&chunk, pages));
+        Ok(())
+    }
+
+    /// The first and the last of `pages` that are present in `chunk`.
+    fn present(
+        &self,
+        chunk: &Chunk<'_>,
+        pages: &Range<usize>,
+    ) -> impl DoubleEndedIterator<Item = usize> + use<> {
+        let first = self.region.pages_of(chunk.index).start;
+        let part = self.part(chunk, pages);
+        let present = chunk.present();
+        let start = present.next_set(part.clone());
+        let end = start.max(present.gap_before(part.end));
+        first + start..first + end
+    }
+
+    /// Those of `pages` that lie in `chunk`, counted from its start.
+    fn part(&self, chunk: &Chunk<'_>, pages: &Range<usize>) -> Range<usize> {
+        let whole = self.region.pages_of(chunk.index);
+        let start = pages.start.clamp(whole.start, whole.end) - whole.start;
+        start..pages.end.clamp(whole.start, whole.end) - whole.start
+    }
+
+    /// Takes the pages that were discarded out of the bits and the counters.
+    fn forget(&self, chunk: &Chunk<'_>, pages: &Range<usize>) {
+        let part = self.part(chunk, pages);
         let lent = chunk.lent().map_or(0, |lent| lent.clear(part.clone()));
         let resident = chunk.resident.clear(part);
-        region.ledger.release(resident as u64, lent as u64);
+        self.region.ledger.release(resident as u64, lent as u64);
+        if chunk.count_present() == 0 {
+            self.region.tables.summary().clear(chunk.index);
+            chunk.state.forget();
+        }
     }
-    if chunk.present().is_empty() {
-        region.tables.summary().clear(chunk.index);
-        chunk.state.forget();
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        self.iter().for_each(|chunk| chunk.state.release());
     }
-    Ok(())
 }
 
 /// Has the kernel drop `count` pages from `page` on.

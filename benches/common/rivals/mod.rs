@@ -32,13 +32,19 @@ pub(crate) trait Memory {
     fn kind(&self) -> &'static str;
 }
 
+/// The name of plain memory in huge pages.
+const HUGE: &str = "mmap, MADV_HUGEPAGE";
+
 /// Makes memory for a workload.
 type Make = Box<dyn Fn(&Work) -> Box<dyn Memory>>;
 
 /// A way of getting sparse memory.
 pub(crate) struct Rival {
     pub(crate) name: String,
-    /// Makes memory for a workload.
+    /// The name of plain memory in huge pages.
+const HUGE: &str = "mmap, MADV_HUGEPAGE";
+
+/// Makes memory for a workload.
     pub(crate) make: Make,
     /// Touches the first of so many parts of the pages only; all figures are per page.
     pub(crate) share: usize,
@@ -66,6 +72,11 @@ impl Rival {
         if self.slow { self.share(share) } else { self }
     }
 
+    /// Whether it is plain memory in huge pages.
+    pub(crate) fn is_huge(&self) -> bool {
+        self.name == HUGE
+    }
+
     /// The name, and what part of the work it does.
     pub(crate) fn title(&self) -> String {
         match self.share {
@@ -82,7 +93,7 @@ pub(crate) fn small() -> Rival {
 
 /// Plain memory in huge pages.
 pub(crate) fn huge() -> Rival {
-    Rival::new("mmap, MADV_HUGEPAGE", plain::huge)
+    Rival::new(HUGE, plain::huge)
 }
 
 /// Base pages filled with the content before the first touch.

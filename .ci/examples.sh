@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The examples, on real input and on bad input.
+set -euo pipefail
+cargo build --release --examples
+ngrams=target/release/examples/ngrams
+
+echo "-- our own sources, against a hash map"
+"$ngrams" --hashmap src/*.rs src/*/*.rs tests/*.rs | tail -4
+echo "-- standard input"
+cat src/*/*.rs | "$ngrams" --hashmap - | tail -1
+echo "-- no input: its own executable"
+"$ngrams" < /dev/null | tail -3
+echo "-- a budget that is large enough"
+"$ngrams" --budget 1G Cargo.toml | tail -2
+
+fails() {
+    if "$@" > /dev/null 2> /tmp/lacuna-ci-stderr; then
+        echo "this should have failed: $*"
+        exit 1
+    fi
+    grep '^ngrams: ' /tmp/lacuna-ci-stderr
+}
+echo "-- bad input"
+fails "$ngrams" no/such/file
+fails "$ngrams" src
+fails "$ngrams" --budget 64K README.md
+fails "$ngrams" --budget much README.md
+fails "$ngrams" --budget 1 README.md
+fails "$ngrams" --no-such-option

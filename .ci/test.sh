@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The README's test command, and the tests that mean something else when optimised. No test may be
+# ignored, and none may say that it did not test anything.
+set -euo pipefail
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+check() {
+    "$@" 2>&1 | tee "$log"
+    if grep -E 'NOT TESTED|test result: .* [1-9][0-9]* ignored' "$log"; then
+        echo "a test did not run"
+        exit 1
+    fi
+}
+
+check cargo test -- --nocapture
+check cargo test --release --test stack --test lending --test huge_pages --test contention
