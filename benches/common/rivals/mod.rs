@@ -41,10 +41,7 @@ type Make = Box<dyn Fn(&Work) -> Box<dyn Memory>>;
 /// A way of getting sparse memory.
 pub(crate) struct Rival {
     pub(crate) name: String,
-    /// The name of plain memory in huge pages.
-const HUGE: &str = "mmap, MADV_HUGEPAGE";
-
-/// Makes memory for a workload.
+    /// Makes memory for a workload.
     pub(crate) make: Make,
     /// Touches the first of so many parts of the pages only; all figures are per page.
     pub(crate) share: usize,
