@@ -258,6 +258,47 @@ fn faults_inside_other_handlers_are_resolved() {
     assert!(arena.stats().faults >= 3);
 }
 
+/// A timer's handler touches the chunk that the interrupted thread is filling, discarding or lending.
+#[test]
+fn handlers_that_touch_what_is_being_filled_do_not_wait_for_themselves() {
+    static BASE: AtomicUsize = AtomicUsize::new(0);
+    /// Where the interrupted thread is.
+    static AT: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn touch(_: libc::c_int) {
+        let ahead = RAN.fetch_add(1, Ordering::Relaxed) % 7 * 3 * 4096;
+        let address = BASE.load(Ordering::Relaxed) + AT.load(Ordering::Relaxed) + ahead;
+        // SAFETY: the address lies in an arena that lives.
+        unsafe { ptr::with_exposed_provenance_mut::<u8>(address).write_volatile(1) };
+    }
+    let name = "handlers_that_touch_what_is_being_filled_do_not_wait_for_themselves";
+    assert_success(&in_child(name, "timer", || {
+        let arena = Arena::builder(1 << 30).reserve().unwrap();
+        BASE.store(arena.as_ptr().expose_provenance(), Ordering::Relaxed);
+        // SAFETY: zeroes are a valid sigaction and timer; the handler writes to an arena.
+        unsafe {
+            let mut action: libc::sigaction = mem::zeroed();
+            action.sa_sigaction = touch as *const () as usize;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut());
+            let every = libc::timeval { tv_sec: 0, tv_usec: 150 };
+            let timer = libc::itimerval { it_interval: every, it_value: every };
+            assert_eq!(libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()), 0);
+        }
+        for round in 0..3 {
+            for offset in (0..256 << 20).step_by(page()) {
+                AT.store(offset, Ordering::Relaxed);
+                store(&arena, offset, 1);
+            }
+            if round == 1 {
+                arena.populate(256 << 20..512 << 20).unwrap();
+            }
+            arena.measure().unwrap();
+            support::discard(&arena, 0..512 << 20);
+        }
+        assert!(RAN.load(Ordering::Relaxed) > 100, "the timer did not fire");
+    }));
+}
+
 /// A thread as C makes it: without an alternate stack.
 #[test]
 fn threads_without_an_alternate_stack_work() {

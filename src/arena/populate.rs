@@ -9,6 +9,7 @@ use crate::fault::fill::add;
 use crate::fault::ledger::Charge;
 use crate::fault::region::Region;
 use crate::fault::resolve::{fill_whole, pause};
+use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use core::ops::Range;
 use core::ptr;
@@ -71,6 +72,8 @@ impl Arena {
     }
 
     fn populate_chunk(&self, index: usize, part: Range<usize>) -> Result<(), Cause> {
+        // A whole chunk is owned while it is filled.
+        let _blocked = SignalsBlocked::new();
         for _ in 0..ATTEMPTS {
             let attempt = self.as_filler(index, |region, chunk| fill_gaps(region, chunk, &part));
             match attempt {

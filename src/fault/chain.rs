@@ -12,6 +12,7 @@
 //! beneath, and our handler is put back in front.
 
 use super::handler::{Handler, action, front};
+use super::signals::{bit, bits, set_mask};
 use crate::atomic::{AtomicUsize, Ordering, UnsafeCell};
 use core::{mem, ptr};
 use libc::{c_int, c_void, sigaction, siginfo_t};
@@ -161,25 +162,27 @@ pub(crate) fn set_default() {
 /// # Safety
 /// `action` holds a handler; the other arguments are the kernel's.
 unsafe fn call(action: &sigaction, signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let mut mask = action.sa_mask;
-    // SAFETY: the sets are valid; the handler has the type that its flags say.
+    // SAFETY: the kernel passes a valid ucontext.
+    let interrupted = unsafe { bits(&(*context.cast::<libc::ucontext_t>()).uc_sigmask) };
+    let mut mask = interrupted | bits(&action.sa_mask);
+    if action.sa_flags & libc::SA_NODEFER == 0 {
+        mask |= bit(signal);
+    }
+    if action.sa_flags & libc::SA_RESETHAND != 0 {
+        // SAFETY: zeroes are a valid sigaction, the default.
+        set_beneath(unsafe { mem::zeroed() });
+    }
+    let ours = set_mask(mask);
+    let handler = ptr::with_exposed_provenance::<()>(action.sa_sigaction);
+    // SAFETY: the handler has the type that its flags say.
     unsafe {
-        if action.sa_flags & libc::SA_NODEFER == 0 {
-            libc::sigaddset(&raw mut mask, signal);
-        }
-        if action.sa_flags & libc::SA_RESETHAND != 0 {
-            set_beneath(mem::zeroed());
-        }
-        let mut before = mem::zeroed();
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const mask, &raw mut before);
-        let handler = ptr::with_exposed_provenance::<()>(action.sa_sigaction);
         if action.sa_flags & libc::SA_SIGINFO != 0 {
             mem::transmute::<*const (), Handler>(handler)(signal, info, context);
         } else {
             mem::transmute::<*const (), extern "C" fn(c_int)>(handler)(signal);
         }
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
     }
+    set_mask(ours);
 }
 
 /// Puts our handler back in front if the handler beneath has changed the disposition.

@@ -17,15 +17,25 @@ pub(crate) type Handler = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 /// - `SA_SIGINFO`: the faulting address, and the context that tells reads from writes.
 /// - `SA_ONSTACK`: the stack pointer may be about to leave its stack, or be a coroutine's small
 ///   one; and runtimes such as Go's demand it. Without an alternate stack it changes nothing.
-/// - `SA_NODEFER`: SIGBUS stays unblocked in the handler. A handler beneath ours may touch an
-///   arena, and a blocked SIGBUS would kill the process there and then.
+/// - `SA_NODEFER`: SIGBUS stays unblocked in the handler: were it to fault itself, a blocked SIGBUS
+///   would kill the process there and then.
 /// - `SA_RESTART`: faults interrupt no system call, but a SIGBUS that somebody sends may.
 ///
-/// The mask is empty: a signal that arrives meanwhile has a handler that may run.
+/// The mask is everything but what the processor raises: the handler may own a chunk, and another
+/// handler that ran on top of it and touched the chunk would wait for ever. A foreign signal is
+/// handed on with the mask that it would have had.
 pub(crate) fn action(handler: Handler) -> libc::sigaction {
     // SAFETY: zeroes are a valid sigaction.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = handler as *const () as usize;
+    let raised = [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
+    // SAFETY: the set is valid, and so are the signals.
+    unsafe {
+        libc::sigfillset(&raw mut action.sa_mask);
+        for signal in raised {
+            libc::sigdelset(&raw mut action.sa_mask, signal);
+        }
+    }
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | libc::SA_RESTART;
     action
 }

@@ -7,7 +7,6 @@ use super::huge::fill_chunk;
 use super::ledger::Charge;
 use super::lend::{LONELY_PAGES, lend, recall_any};
 use super::region::{Counters, Region};
-use super::signals::SignalsBlocked;
 use super::source::Source;
 use super::tables::Chunk;
 use super::violation::Bound;
@@ -90,20 +89,16 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     chunk.state.leave();
     match result {
         // Not while inside a chunk: another fault may be recalling that very one.
-        Err(Bound::Budget(_)) if recall_masked(region) => Ok(()),
+        Err(Bound::Budget(_)) if recall_one(region) => Ok(()),
         result => result,
     }
 }
 
-/// Takes back a lent chunk, if there is one, while no signal handler can interrupt this thread and
-/// wait for it.
+/// Takes back a lent chunk, if there is one.
 #[cold]
 #[inline(never)]
-fn recall_masked(region: &Region) -> bool {
-    let blocked = SignalsBlocked::new();
-    let recalled = region.lends && recall_any(region);
-    drop(blocked);
-    recalled
+fn recall_one(region: &Region) -> bool {
+    region.lends && recall_any(region)
 }
 
 /// Decides what to do, as a filler of the page's chunk. Kept out of the frame that the work is done
@@ -192,7 +187,8 @@ fn wants_huge(region: &Region, access: Access) -> bool {
         && !(access == Access::Read && matches!(region.source, Source::Zero))
 }
 
-/// Fills a chunk without any page with a huge page, if this is its only filler.
+/// Fills a chunk without any page with a huge page, if this is its only filler. Signals are blocked,
+/// by our handler's mask or by the caller: it owns the chunk for a while.
 #[inline(never)]
 pub(crate) fn fill_whole(region: &Region, chunk: &Chunk<'_>) -> bool {
     if !chunk.state.upgrade() {
@@ -256,7 +252,8 @@ fn verify(
     if chunk.is_present(page) {
         // Counted and charged already, so nothing is recorded again.
         let page = page_index..page_index.saturating_add(1);
-        if fill(region, page, Access::Write).pages() == 1 {
+        let filled = fill(region, page, Access::Write);
+        if filled.pages() == 1 || filled.stopped_by == Some(Errno::EAGAIN) {
             return Ok(());
         }
     }

@@ -1,7 +1,7 @@
-//! Keeping signal handlers out while a chunk is owned.
+//! Signal masks, as the kernel has them: 64 bits, where the C library's sets take 128 bytes of stack.
 
-/// All signals are blocked in this thread for as long as this lives. It holds the mask that was in
-/// force, as the kernel has it: 64 bits, where the C library's set takes 128 bytes of stack.
+/// All signals are blocked in this thread for as long as this lives: no signal handler touches a chunk
+/// that this thread owns, and waits for its own thread. Our own handler needs none, see its mask.
 pub(crate) struct SignalsBlocked(u64);
 
 impl SignalsBlocked {
@@ -16,9 +16,20 @@ impl Drop for SignalsBlocked {
     }
 }
 
+/// The bits of a C library's set that the kernel knows.
+pub(crate) fn bits(set: &libc::sigset_t) -> u64 {
+    // SAFETY: a set is at least as large as the kernel's, which comes first, and aligned to it.
+    unsafe { core::ptr::from_ref(set).cast::<u64>().read() }
+}
+
+/// The bit of a signal.
+pub(crate) fn bit(signal: libc::c_int) -> u64 {
+    1u64.checked_shl(signal.unsigned_abs().wrapping_sub(1)).unwrap_or(0)
+}
+
 /// rt_sigprocmask(2) SIG_SETMASK; returns the mask that was in force. It cannot fail: both masks
 /// are valid memory of the size that the kernel expects.
-fn set_mask(mask: u64) -> u64 {
+pub(crate) fn set_mask(mask: u64) -> u64 {
     let mut before = 0u64;
     // SAFETY: the masks are valid.
     unsafe {
