@@ -32,10 +32,11 @@ pub(crate) fn start() -> Result<()> {
     if STARTED.load(Ordering::Relaxed) == 1 {
         return Ok(());
     }
+    // First, so that no fork copies the lock while it is held, but for one that is under way.
+    install_fork_hooks()?;
     let uffd = Uffd::builder().features(Features::SIGBUS).open()?;
     let zeroes = map_zeroes()?;
     let staging = Mapping::huge(Staging::SLOTS * CHUNK)?;
-    install_fork_hooks()?;
     install_handler()?;
     // From here on nothing fails.
     ZEROES.base.store(zeroes.base().as_ptr(), Ordering::Relaxed);
@@ -120,16 +121,20 @@ fn install_fork_hooks() -> Result<()> {
 }
 
 extern "C" fn before_fork() {
+    let starting = STARTING.lock();
     let registrar = REGISTRAR.lock();
     close_gate(&registrar, current_thread());
     // Held until after the fork, on both sides.
-    core::mem::forget(registrar);
+    core::mem::forget((starting, registrar));
 }
 
 extern "C" fn after_fork() {
     open_gate();
-    // SAFETY: `before_fork` locked it, on this thread.
-    unsafe { REGISTRAR.force_unlock() };
+    // SAFETY: `before_fork` locked them, on this thread.
+    unsafe {
+        REGISTRAR.force_unlock();
+        STARTING.force_unlock();
+    }
 }
 
 extern "C" fn in_child() {
