@@ -29,10 +29,19 @@ fn main() {
             pattern: Pattern::Pages(pages),
             tight,
         };
+        let reads = |work: Work| Work { access: Access::Read, ..work };
         for (title, work) in [
             (
                 "one write in each 2 MiB, zeroes",
                 work(chunks * 2 * MIB, Content::Zero, each_chunk(chunks), false),
+            ),
+            (
+                "one write in each 2 MiB, template",
+                work(chunks * 2 * MIB, repeat, each_chunk(chunks), false),
+            ),
+            (
+                "one read in each 2 MiB, zeroes",
+                reads(work(chunks * 2 * MIB, Content::Zero, each_chunk(chunks), false)),
             ),
             (
                 "random first writes to 10 % of the pages, zeroes",
