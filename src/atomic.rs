@@ -1,7 +1,9 @@
 //! The atomics that lock-free code uses, from one place: `tests/loom` compiles the same source
 //! files with loom's types under these names.
 
-pub(crate) use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use core::sync::atomic::{
+    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+};
 
 /// `core::cell::UnsafeCell` with the closure interface of loom's, which tracks each access.
 #[repr(transparent)]

@@ -79,7 +79,11 @@ fn map_zeroes() -> Result<Mapping> {
 fn install_handler() -> Result<()> {
     let error = |errno| Error::os(Operation::InstallHandler, errno);
     let bridge = handler::action(chain::beneath_registry);
-    chain::set_beneath(exchange(&bridge).map_err(error)?);
+    let before = exchange(&bridge).map_err(error)?;
+    // It is ours already if an earlier start failed half-way.
+    if before.sa_sigaction != bridge.sa_sigaction {
+        chain::set_beneath(before);
+    }
     // SAFETY: the action does nothing.
     unsafe { signal_hook_registry::register_sigaction(libc::SIGBUS, |_| {}) }
         .map_err(|cause| error(Errno::from_raw(cause.raw_os_error().unwrap_or(0))))?;

@@ -18,7 +18,7 @@ pub use runs::Populated;
 pub use stats::Stats;
 pub use template::Template;
 
-use crate::atomic::Ordering;
+use crate::atomic::{Ordering, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::lend;
 use crate::fault::region::Region;
@@ -121,7 +121,12 @@ impl Arena {
         let pages = builder::limit_pages(bytes, self.len()).ok_or(error)?;
         // Relaxed: see `Region::limit`.
         let before = self.region().limit.swap(pages, Ordering::Relaxed);
-        if pages < before && self.region().lends { self.recall_from(pages) } else { Ok(()) }
+        if pages >= before || !self.region().lends {
+            return Ok(());
+        }
+        // Pairs with the fence in `lend`: a chunk that is being lent by the old limit is marked.
+        fence(Ordering::SeqCst);
+        self.recall_from(pages)
     }
 
     /// Numbers about the arena; a few loads, no system call.

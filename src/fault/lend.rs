@@ -10,7 +10,7 @@ use super::pagemap::{Page, Pagemap};
 use super::region::Region;
 use super::tables::Chunk;
 use super::uffd;
-use crate::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::uffd::RegisterMode;
 use core::ops::Range;
 use core::ptr;
@@ -38,20 +38,23 @@ const PER_RUN: usize = 2;
 pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
     let pages = region.pages_of(chunk.index);
     let absent = pages.len().saturating_sub(chunk.count_present()) as u64;
-    let fits = pages.end <= region.limit()
-        && chunk.state.may_be_lent()
+    region.tables.summary().set(chunk.index);
+    let fits = chunk.state.may_be_lent()
         && region.ledger.is_roomy(absent, region.budget)
         && MAPPINGS.reserve(region.tables.lent_chunks(), chunk.index);
     if !fits {
         return false;
     }
+    // Pairs with the fence in `Arena::set_limit`: either this sees the lower limit, or that sees
+    // the chunk marked, waits for its owner and recalls it.
+    fence(Ordering::SeqCst);
     let promised = match region.ledger.charge(absent, region.budget) {
         Charge::Promised(promised) => promised,
         Charge::Pending | Charge::Exhausted => 0,
     };
-    let lent = promised == absent && unregister(region, chunk.index);
+    let allowed = promised == absent && pages.end <= region.limit();
+    let lent = allowed && unregister(region, chunk.index);
     if lent {
-        region.tables.summary().set(chunk.index);
         chunk.lend_absent(pages.len());
         chunk.state.set_lent();
     } else {
@@ -75,14 +78,22 @@ pub(crate) fn recall(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(
     let pagemap = Pagemap::open()?;
     let pages = region.pages_of(chunk.index);
     let mut missing = 0u64;
+    let mut result = Ok(());
     for page in 0..pages.len() {
-        if pagemap.is_missing(region, pages.start.wrapping_add(page))? {
-            let was_lent = chunk.lend().clear_one(page);
-            missing = missing.wrapping_add(u64::from(was_lent));
+        match pagemap.is_missing(region, pages.start.wrapping_add(page)) {
+            Ok(false) => {}
+            Ok(true) => {
+                let was_lent = chunk.lend().clear_one(page);
+                missing = missing.wrapping_add(u64::from(was_lent));
+            }
+            Err(errno) => {
+                result = Err(errno);
+                break;
+            }
         }
     }
     region.ledger.release(0, missing);
-    Ok(())
+    result
 }
 
 /// Takes back the next lent chunk of a region, whose budget is full, from the handler of a fault
