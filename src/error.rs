@@ -154,8 +154,10 @@ impl ErrorKind {
 pub(crate) enum Subject {
     #[default]
     Nothing,
-    /// One number: bytes, or a feature word.
+    /// A number, of bytes mostly.
     Value(usize),
+    /// Bits of a feature word.
+    Bits(u64),
     /// Byte addresses or byte offsets.
     Range { start: usize, end: usize },
 }
@@ -192,6 +194,11 @@ impl Error {
 
     pub(crate) const fn value(mut self, value: usize) -> Self {
         self.subject = Subject::Value(value);
+        self
+    }
+
+    pub(crate) const fn bits(mut self, bits: u64) -> Self {
+        self.subject = Subject::Bits(bits);
         self
     }
 
@@ -238,6 +245,10 @@ impl Error {
             (Operation::Populate, ErrorKind::BudgetExhausted, _) => {
                 "raise the budget or discard what is no longer needed"
             }
+            (Operation::Api, ErrorKind::Unsupported, _) => {
+                "the kernel does not offer these features; Uffd::probe tells which it does"
+            }
+            (Operation::Api, _, Some(Errno::EPERM)) => "EVENT_FORK needs CAP_SYS_PTRACE",
             (_, ErrorKind::Unsupported, _) => {
                 "arenas need Linux 5.14 or later with userfaultfd's SIGBUS mode"
             }
@@ -256,6 +267,7 @@ impl fmt::Display for Error {
         match self.subject {
             Subject::Nothing => {}
             Subject::Value(value) => write!(f, " ({value})")?,
+            Subject::Bits(bits) => write!(f, " ({bits:#x})")?,
             Subject::Range { start, end } => write!(f, " ({start:#x}..{end:#x})")?,
         }
         match (self.kind, self.errno) {

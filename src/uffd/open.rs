@@ -107,13 +107,13 @@ impl UffdBuilder {
     #[doc(alias("userfaultfd", "UFFDIO_API", "USERFAULTFD_IOC_NEW"))]
     pub fn open(self) -> Result<Uffd> {
         if self.features.contains(Features::SIGBUS) && self.features.intersects(Features::EVENTS) {
-            let value = self.features.bits() as usize;
-            return Err(Error::new(Operation::Api, ErrorKind::Conflict).value(value));
+            let bits = self.features.bits();
+            return Err(Error::new(Operation::Api, ErrorKind::Conflict).bits(bits));
         }
         let missing = self.features.difference(self.probe()?.features);
         if !missing.is_empty() {
-            let value = missing.bits() as usize;
-            return Err(Error::new(Operation::Api, ErrorKind::Unsupported).value(value));
+            let bits = missing.bits();
+            return Err(Error::new(Operation::Api, ErrorKind::Unsupported).bits(bits));
         }
         let fd = self.descriptor()?;
         handshake(&fd, self.features)?;
