@@ -2,6 +2,7 @@
 
 use super::Arena;
 use crate::fault::REGISTRY;
+use crate::fault::chunk::ChunkState;
 use crate::fault::handler::current_thread;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
@@ -27,17 +28,7 @@ impl Arena {
         index: usize,
         change: impl FnOnce(&Region, &Chunk<'_>) -> R,
     ) -> Option<R> {
-        loop {
-            let region = self.pin();
-            let chunk = region.tables.chunk(index)?;
-            if chunk.state.enter() {
-                let result = change(&region, &chunk);
-                chunk.state.leave();
-                return Some(result);
-            }
-            drop(region);
-            pause(10_000);
-        }
+        self.inside(index, ChunkState::enter, ChunkState::leave, change)
     }
 
     /// Runs `change` as the owner of chunk `index`: nobody else changes which of its pages are
@@ -51,15 +42,29 @@ impl Arena {
         index: usize,
         change: impl FnOnce(&Region, &Chunk<'_>) -> R,
     ) -> Option<R> {
+        self.inside(index, ChunkState::claim, ChunkState::release, |region, chunk| {
+            while !chunk.state.is_quiet() {
+                pause(1_000);
+            }
+            change(region, chunk)
+        })
+    }
+
+    /// Runs `change` between `begin`, tried until it succeeds, and `end`; `None` if there is no such
+    /// chunk.
+    fn inside<R>(
+        &self,
+        index: usize,
+        begin: fn(&ChunkState) -> bool,
+        end: fn(&ChunkState),
+        change: impl FnOnce(&Region, &Chunk<'_>) -> R,
+    ) -> Option<R> {
         loop {
             let region = self.pin();
             let chunk = region.tables.chunk(index)?;
-            if chunk.state.claim() {
-                while !chunk.state.is_quiet() {
-                    pause(1_000);
-                }
+            if begin(chunk.state) {
                 let result = change(&region, &chunk);
-                chunk.state.release();
+                end(chunk.state);
                 return Some(result);
             }
             drop(region);
