@@ -39,6 +39,9 @@ use registrar::{REGISTRAR, Seat};
 /// **System calls do not see untouched pages**: read(2) into one fails with EFAULT.
 /// [`populate`](Self::populate) a range before the kernel gets it.
 ///
+/// Signal handlers may touch an arena as well. They must not call its methods, which may wait for a
+/// fault that the handler interrupted, nor fork.
+///
 /// An arena is `Send` and `Sync`: what is in it is behind a raw pointer, and whoever accesses it
 /// answers for data races as with any memory.
 ///
