@@ -2,8 +2,11 @@
 
 #![allow(missing_docs, reason = "a test")]
 
+mod support;
+
 use lacuna::{Arena, ArenaBuilder, Template, Window, page_size};
 use std::fs;
+use support::{assert_success, in_child};
 
 const CHUNK: usize = 2 << 20;
 
@@ -147,8 +150,15 @@ fn parts_of_a_huge_page_can_be_discarded() {
     assert_eq!(read(&arena, CHUNK + 3 * page_size()), 0x5a);
 }
 
+/// In a process of its own: the slots that huge pages are made in are the process's, and other tests
+/// count on one.
 #[test]
 fn threads_that_race_for_a_chunk_lose_nothing() {
+    let name = "threads_that_race_for_a_chunk_lose_nothing";
+    assert_success(&in_child(name, "alone", race));
+}
+
+fn race() {
     for window in [Window::Adaptive, Window::Pages(512)] {
         let arena = Arena::builder(32 * CHUNK).window(window).reserve().unwrap();
         std::thread::scope(|scope| {
