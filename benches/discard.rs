@@ -124,24 +124,30 @@ fn reset(session: &mut Session) {
         Sample::timed(start.elapsed(), rounds)
     };
     let template = Template::bytes(&image).expect("there is memory");
-    let arena = Arena::builder(IMAGE).template(template).reserve().expect("it can be reserved");
-    let ours = move || {
-        let start = Instant::now();
-        for _ in 0..rounds {
-            // SAFETY: nobody has a reference into the arena.
-            unsafe { arena.reset() }.expect("nothing is locked");
-            write_some(arena.as_ptr());
+    let arena = |keep: usize| {
+        let builder = Arena::builder(IMAGE).template(template.clone()).keep_resident(keep);
+        builder.reserve().expect("it can be reserved")
+    };
+    let ours = |arena: Arena| {
+        move || {
+            let start = Instant::now();
+            for _ in 0..rounds {
+                // SAFETY: nobody has a reference into the arena.
+                unsafe { arena.reset() }.expect("nothing is locked");
+                write_some(arena.as_ptr());
+            }
+            let time = start.elapsed();
+            assert_eq!(arena.stats().resident_bytes, WRITTEN * page());
+            Sample::timed(time, rounds)
         }
-        let time = start.elapsed();
-        assert_eq!(arena.stats().resident_bytes, WRITTEN * page());
-        Sample::timed(time, rounds)
     };
     session.race(
         "reset of 64 written pages of 16 MiB, and writing them again",
         "round",
         vec![
             Contestant::new("memfd mapped privately, MADV_DONTNEED", plain),
-            Contestant::new("lacuna", ours),
+            Contestant::new("lacuna", ours(arena(0))),
+            Contestant::new("lacuna, keep_resident(1 MiB)", ours(arena(MIB))),
         ],
     );
 }

@@ -41,6 +41,7 @@ enum Action {
         value: u8,
     },
     Measure,
+    Reset,
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -54,6 +55,7 @@ fn action() -> impl Strategy<Value = Action> {
         1 => (page(), 0..600usize, any::<u8>())
             .prop_map(|(first, count, value)| Action::Stream { first, count, value }),
         1 => Just(Action::Measure),
+        1 => Just(Action::Reset),
     ]
 }
 
@@ -132,6 +134,11 @@ impl Model {
                 range(first, count).for_each(|page| self.write(page, value));
             }
             Action::Measure => _ = self.arena.measure().unwrap(),
+            Action::Reset => {
+                // SAFETY: nobody has a reference into the arena.
+                unsafe { self.arena.reset() }.unwrap();
+                self.written.clear();
+            }
         }
     }
 
@@ -171,10 +178,12 @@ proptest! {
         budget in proptest::option::of(1usize..1400),
         lending: bool,
         huge_pages: bool,
+        keep in prop_oneof![Just(0), 0..PAGES],
     ) {
         let (template, untouched) = template(kind);
         let mut builder = Arena::builder(PAGES * page_size())
-            .template(template).window(window).lending(lending).huge_pages(huge_pages);
+            .template(template).window(window).lending(lending)
+            .huge_pages(huge_pages).keep_resident(keep * page_size());
         if let Some(pages) = budget {
             builder = builder.budget(pages * page_size());
         }

@@ -64,18 +64,6 @@ impl Arena {
         }
         Ok(())
     }
-
-    /// [`discard`](Self::discard)s everything.
-    ///
-    /// # Errors
-    /// As for [`discard`](Self::discard).
-    ///
-    /// # Safety
-    /// As for [`discard`](Self::discard), of the whole arena.
-    pub unsafe fn reset(&self) -> Result<()> {
-        // SAFETY: as the caller promises.
-        unsafe { self.discard(0..self.len()) }
-    }
 }
 
 impl Arena {

@@ -9,6 +9,7 @@ mod measure;
 mod populate;
 mod publish;
 mod registrar;
+mod reset;
 mod runs;
 mod stats;
 mod template;
@@ -56,6 +57,8 @@ pub struct Arena {
     seat: &'static Seat,
     base: NonNull<u8>,
     span: usize,
+    /// Pages that `reset` keeps at most.
+    keep_resident: usize,
     // Dropped in this order, after the region is retired: what the handler reads goes last.
     _reservation: Mapping,
     _tables: Mapping,

@@ -107,6 +107,14 @@ impl Snapshot {
         }
     }
 
+    /// Those before page `end`.
+    pub(crate) fn before(mut self, end: usize) -> Self {
+        for (index, word) in self.0.iter_mut().enumerate() {
+            *word &= mask(index, &(0..end));
+        }
+        self
+    }
+
     /// The pages set in either.
     pub(crate) fn union(mut self, other: &Self) -> Self {
         for (word, more) in self.0.iter_mut().zip(&other.0) {

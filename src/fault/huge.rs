@@ -8,7 +8,6 @@
 
 use super::ledger::Charge;
 use super::region::Region;
-use super::source::{Content, Source};
 use super::staging::Slot;
 use super::tables::Chunk;
 use super::{STAGING, uffd};
@@ -44,7 +43,8 @@ fn fill_from(region: &Region, chunk: &Chunk<'_>, slot: &Slot<'_>) -> usize {
     if !slot.populate() {
         return 0;
     }
-    write_content(region, first, slot.start());
+    // SAFETY: the slot is the caller's, a chunk long, and holds zeroes.
+    unsafe { region.source.write(first, region.chunk_pages(), region.page_shift, slot.start()) };
     match move_into_place(region, first, slot.start()) {
         Ok(()) => chunk.resident.set(0..region.chunk_pages()),
         Err(errno) => {
@@ -91,33 +91,4 @@ fn record_arrived(region: &Region, chunk: &Chunk<'_>) -> usize {
         }
     }
     count
-}
-
-/// Writes the template's content for the pages from `first` on into a slot that holds zeroes.
-fn write_content(region: &Region, first: usize, slot: *mut u8) {
-    let pages = region.chunk_pages();
-    let mut page = 0usize;
-    while page < pages {
-        let target = slot.wrapping_add(page.wrapping_shl(region.page_shift));
-        let left = pages.wrapping_sub(page);
-        let at = first.wrapping_add(page);
-        let done = match region.source.at(at, region.page_shift) {
-            Content::Zero => return,
-            Content::Bytes { from, pages } => {
-                let count = pages.min(left).max(1);
-                let bytes = count.wrapping_shl(region.page_shift);
-                // SAFETY: the template's memory is so long, and the slot has room for it.
-                unsafe { ptr::copy_nonoverlapping(from, target, bytes) };
-                count
-            }
-            Content::Generated => {
-                let Source::Generate { function, .. } = region.source else { return };
-                let size = 1usize.wrapping_shl(region.page_shift);
-                // SAFETY: a page of the slot, which is the caller's.
-                function(at as u64, unsafe { &mut *ptr::slice_from_raw_parts_mut(target, size) });
-                1
-            }
-        };
-        page = page.wrapping_add(done);
-    }
 }

@@ -81,6 +81,44 @@ impl Source {
             Self::Generate { .. } => Content::Generated,
         }
     }
+
+    /// Writes the content of `pages` pages from `first` on to `target`, by ordinary stores: see
+    /// [`is_ordinary`](Self::is_ordinary). Zeroes are not written where the content is zero to the
+    /// end.
+    ///
+    /// Page by page, whatever the content's runs: what is copied again and again stays in the
+    /// nearest cache then, and memcpy takes the ways that are best for two megabytes only where they
+    /// are copied from elsewhere (measured: 32 microseconds a chunk, 48 in runs of 64 KiB, 77 in
+    /// runs of 1 MiB).
+    ///
+    /// # Safety
+    /// `target` points to so many pages, zeroed, of the caller's.
+    pub(crate) unsafe fn write(
+        &self,
+        first: usize,
+        pages: usize,
+        page_shift: u32,
+        target: *mut u8,
+    ) {
+        let size = 1usize.wrapping_shl(page_shift);
+        for index in 0..pages {
+            let page = first.wrapping_add(index);
+            let target = target.wrapping_add(index.wrapping_shl(page_shift));
+            match self.at(page, page_shift) {
+                Content::Zero => return,
+                // SAFETY: the template's memory has the whole page, and so has the target.
+                Content::Bytes { from, .. } => unsafe {
+                    ptr::copy_nonoverlapping(from, target, size);
+                },
+                Content::Generated => {
+                    let Self::Generate { function, .. } = self else { return };
+                    // SAFETY: a zeroed page of the caller's.
+                    let page_bytes = unsafe { &mut *ptr::slice_from_raw_parts_mut(target, size) };
+                    function(page as u64, page_bytes);
+                }
+            }
+        }
+    }
 }
 
 /// Pages of zeroes to copy from: a read-only mapping whose every page is the kernel's one zero
