@@ -15,3 +15,9 @@ check() {
 
 check cargo test -- --nocapture
 check cargo test --release --test stack --test lending --test huge_pages --test contention
+
+echo "-- with the tuning constants shrunk: see src/fault/tuning.rs"
+RUSTFLAGS="--cfg lacuna_shrunk" CARGO_TARGET_DIR=target/shrunk check cargo test \
+    --test accounting --test address_space --test arena --test coexist --test contention \
+    --test fork --test huge_pages --test lending --test reset --test sparse_array --test violation \
+    -- --test-threads=1

@@ -363,7 +363,7 @@ fn covering_makes_whole_pages() {
 
 #[test]
 fn arenas_tell_about_themselves() {
-    let arena = Arena::builder(CHUNK).name("index").reserve().unwrap();
+    let arena = Arena::builder(CHUNK).name("index").lending(false).reserve().unwrap();
     assert_eq!((arena.name(), arena.len()), ("index", CHUNK));
     store(&arena, 0, 1);
     assert!(format!("{arena:?}").contains("\"index\""), "{arena:?}");

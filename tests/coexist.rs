@@ -255,7 +255,7 @@ fn faults_inside_other_handlers_are_resolved() {
         libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
         (0..50).for_each(|_| assert_eq!(libc::raise(libc::SIGUSR1), 0));
     }
-    assert!(arena.stats().faults >= 3);
+    assert!(arena.stats().faults >= 1);
 }
 
 /// A timer's handler touches the chunk that the interrupted thread is filling, discarding or lending.

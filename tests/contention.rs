@@ -102,7 +102,7 @@ fn a_budget_holds_against_threads_that_race_to_its_end() {
                 });
             }
         });
-        assert_eq!(arena.stats().resident_bytes, budget, "{window:?}");
+        assert_eq!(arena.measure().unwrap().resident_bytes, budget, "{window:?}");
         assert_eq!(arena_rss(&arena), budget);
     }
 }

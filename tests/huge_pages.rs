@@ -88,7 +88,7 @@ fn check_stream(builder: &ArenaBuilder<'_>, byte: Byte, backward: bool) -> Arena
 fn streams_get_huge_pages_with_any_template_in_either_direction() {
     for (template, byte) in templates() {
         for backward in [false, true] {
-            let builder = Arena::builder(8 * CHUNK).template(template.clone());
+            let builder = Arena::builder(8 * CHUNK).lending(false).template(template.clone());
             let arena = check_stream(&builder, byte, backward);
             if has_huge_pages() {
                 // The first chunk grows by windows.
@@ -100,7 +100,7 @@ fn streams_get_huge_pages_with_any_template_in_either_direction() {
 
 #[test]
 fn huge_pages_can_be_turned_off() {
-    let builder = Arena::builder(8 * CHUNK).huge_pages(false);
+    let builder = Arena::builder(8 * CHUNK).lending(false).huge_pages(false);
     let arena = check_stream(&builder, |_| 0, false);
     assert_eq!(smaps(&arena, "AnonHugePages:"), 0);
 }
@@ -108,7 +108,7 @@ fn huge_pages_can_be_turned_off() {
 #[test]
 fn populate_fills_whole_chunks() {
     for (template, byte) in templates() {
-        let arena = Arena::builder(8 * CHUNK).template(template).reserve().unwrap();
+        let arena = Arena::builder(8 * CHUNK).lending(false).template(template).reserve().unwrap();
         arena.populate(CHUNK - page_size()..7 * CHUNK + page_size()).unwrap();
         assert_eq!(arena.stats().faults, 0);
         assert_eq!(arena.stats().resident_bytes, 6 * CHUNK + 2 * page_size());
@@ -125,12 +125,14 @@ fn populate_fills_whole_chunks() {
 
 #[test]
 fn a_budget_or_a_limit_without_room_for_a_chunk_is_kept() {
-    let arena = Arena::builder(8 * CHUNK).budget(2 * CHUNK - page_size()).reserve().unwrap();
+    let arena =
+        Arena::builder(8 * CHUNK).lending(false).budget(2 * CHUNK - page_size()).reserve().unwrap();
     pages(2 * CHUNK - page_size()).for_each(|page| write(&arena, page, 1));
     assert_eq!(arena.stats().resident_bytes, 2 * CHUNK - page_size());
     assert_eq!(arena.stats().budget_left(), Some(0));
 
-    let arena = Arena::builder(8 * CHUNK).limit(2 * CHUNK - page_size()).reserve().unwrap();
+    let arena =
+        Arena::builder(8 * CHUNK).lending(false).limit(2 * CHUNK - page_size()).reserve().unwrap();
     pages(2 * CHUNK - page_size()).for_each(|page| write(&arena, page, 1));
     assert_eq!(arena.stats().resident_bytes, 2 * CHUNK - page_size());
     assert_eq!(smaps(&arena, "Rss:") << 10, arena.stats().resident_bytes);
@@ -160,7 +162,7 @@ fn threads_that_race_for_a_chunk_lose_nothing() {
 
 fn race() {
     for window in [Window::Adaptive, Window::Pages(512)] {
-        let arena = Arena::builder(32 * CHUNK).window(window).reserve().unwrap();
+        let arena = Arena::builder(32 * CHUNK).lending(false).window(window).reserve().unwrap();
         std::thread::scope(|scope| {
             for thread in 0..8u8 {
                 let arena = &arena;

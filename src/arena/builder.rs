@@ -10,6 +10,7 @@ use crate::fault::ledger::{Ledger, UNBOUNDED};
 use crate::fault::region::{Counters, Name, Region};
 use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
+use crate::fault::tuning::PAGE_BUFFERS;
 use crate::fault::window::Window;
 use crate::page::{CHUNK, page_shift, page_size, round_up};
 use crate::uffd::Ioctls;
@@ -194,7 +195,7 @@ impl<'a> ArenaBuilder<'a> {
         let Some(function) = self.template.function() else {
             return Ok((None, self.template.source()));
         };
-        let pages = Mapping::zeroed(Buffers::COUNT * page_size())?;
+        let pages = Mapping::zeroed(PAGE_BUFFERS * page_size())?;
         // SAFETY: the mapping is used by these buffers alone, and goes after them.
         let buffers = Box::new(unsafe { Buffers::new(pages.base().as_ptr(), page_size()) });
         let source = Source::Generate { function, buffers: &raw const *buffers };

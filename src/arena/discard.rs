@@ -8,6 +8,7 @@ use crate::fault::region::Region;
 use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
+use crate::fault::tuning::DISCARD_BATCH;
 use core::ops::Range;
 use core::ptr;
 
@@ -92,16 +93,13 @@ struct Batch<'a> {
     chunks: Range<usize>,
 }
 
-/// Chunks that are owned together at most: faults in them wait meanwhile.
-const BATCH: usize = 32;
-
 impl<'a> Batch<'a> {
     /// Claims the chunks from the start of `range` on, until one has no pages or another owner, and
     /// waits until their fillers have left. Nobody waits for a chunk while owning another, so it
     /// ends.
     fn claim(region: &'a Region, range: Range<usize>) -> Self {
         let mut chunks = range.start..range.start;
-        for index in range.take(BATCH) {
+        for index in range.take(DISCARD_BATCH) {
             let has_pages = region.tables.summary().next(index) == Some(index);
             let claimed =
                 has_pages && region.tables.chunk(index).is_some_and(|it| it.state.claim());

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::handler::current_thread;
 use crate::fault::lend::MAPPINGS;
 use crate::fault::source::Zeroes;
-use crate::fault::staging::Staging;
+use crate::fault::tuning::{MAPPINGS_SHARE, STAGING_SLOTS};
 use crate::fault::{STAGING, ZEROES, chain, handler, set_descriptor, uffd};
 use crate::lock::Mutex;
 use crate::page::{CHUNK, page_size};
@@ -36,7 +36,7 @@ pub(crate) fn start() -> Result<()> {
     install_fork_hooks()?;
     let uffd = Uffd::builder().features(Features::SIGBUS).open()?;
     let zeroes = map_zeroes()?;
-    let staging = Mapping::huge(Staging::SLOTS * CHUNK)?;
+    let staging = Mapping::huge(STAGING_SLOTS * CHUNK)?;
     install_handler()?;
     // From here on nothing fails.
     ZEROES.base.store(zeroes.base().as_ptr(), Ordering::Relaxed);
@@ -49,11 +49,11 @@ pub(crate) fn start() -> Result<()> {
     Ok(())
 }
 
-/// How many mappings lending may make: a quarter of what a process may have.
+/// How many mappings lending may make: a share of what a process may have.
 fn mappings_to_lend() -> usize {
     const DEFAULT: usize = 65_530;
     let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
-    limit.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT) / 4
+    limit.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT) / MAPPINGS_SHARE
 }
 
 /// Maps the zeroes, every page of them present; this also tells whether the kernel has the advice

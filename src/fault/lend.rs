@@ -16,10 +16,6 @@ use core::ops::Range;
 use core::ptr;
 use nix::errno::Errno;
 
-/// Pages installed with no present page beside them before the next such fault lends the chunk: it
-/// says that the first was no stream's beginning.
-pub(crate) const LONELY_PAGES: u32 = 1;
-
 /// The mappings that lending has made, and how many it may make. Runs of lent chunks are counted
 /// within words of 64, so the count is never below the truth.
 pub(crate) struct Mappings {

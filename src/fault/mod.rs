@@ -43,6 +43,7 @@ pub(crate) mod source;
 pub(crate) mod staging;
 pub(crate) mod summary;
 pub(crate) mod tables;
+pub(crate) mod tuning;
 pub(crate) mod violation;
 pub(crate) mod window;
 

@@ -2,6 +2,7 @@
 //! memory that is present, or that the kernel can make present by itself, since UFFDIO_COPY
 //! cannot read a page that needs a SIGBUS handler.
 
+use super::tuning::PAGE_BUFFERS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
 use core::ptr;
 
@@ -162,10 +163,7 @@ pub(crate) struct Claimed<'a> {
 }
 
 impl Buffers {
-    /// How many calls may run at once.
-    pub(crate) const COUNT: usize = 64;
-
-    /// Buffers in `COUNT` pages of `page_size` bytes at `base`.
+    /// Buffers in [`PAGE_BUFFERS`] pages of `page_size` bytes at `base`.
     ///
     /// # Safety
     /// The memory is used by nobody else and outlives the value.
@@ -177,7 +175,10 @@ impl Buffers {
     pub(crate) fn claim(&self) -> Option<Claimed<'_>> {
         loop {
             let slot = (!self.claimed.load(Ordering::Relaxed)).trailing_zeros();
-            let bit = 1u64.checked_shl(slot)?;
+            if slot as usize >= PAGE_BUFFERS {
+                return None;
+            }
+            let bit = 1 << slot;
             // Acquire pairs with the Release in `drop`: the buffer's last user is done with it.
             if self.claimed.fetch_or(bit, Ordering::Acquire) & bit == 0 {
                 return Some(Claimed { owner: self, slot });

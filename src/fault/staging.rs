@@ -1,6 +1,7 @@
 //! Where huge pages are made: 2 MiB slots of memory that huge pages are allowed in. A slot is
 //! filled, and then its page is moved into an arena whole, which leaves the slot empty.
 
+use super::tuning::STAGING_SLOTS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
 use crate::page::CHUNK;
 use core::ptr;
@@ -19,10 +20,6 @@ pub(crate) struct Slot<'a> {
 }
 
 impl Staging {
-    /// How many huge pages may be in the making at once; so much memory may exist for a moment
-    /// beyond what arenas account for.
-    pub(crate) const SLOTS: usize = 8;
-
     pub(crate) const fn new() -> Self {
         Self { base: AtomicPtr::new(ptr::null_mut()), claimed: AtomicU64::new(0) }
     }
@@ -31,7 +28,7 @@ impl Staging {
     pub(crate) fn claim(&self) -> Option<Slot<'_>> {
         loop {
             let number = (!self.claimed.load(Ordering::Relaxed)).trailing_zeros();
-            if number as usize >= Self::SLOTS {
+            if number as usize >= STAGING_SLOTS {
                 return None;
             }
             let bit = 1 << number;

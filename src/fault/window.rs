@@ -1,6 +1,7 @@
 //! How many pages one fault resolves.
 
 use super::bits::Snapshot;
+use super::tuning::{GROWTH, ROOM_SHARE, STREAM};
 use core::ops::Range;
 
 /// How many pages one fault resolves (fault-around).
@@ -36,13 +37,6 @@ pub(crate) struct Surroundings<'a> {
     /// Pages that the budget has left; `None` without a budget.
     pub(crate) room: Option<u64>,
 }
-
-/// The shortest run of present pages that counts as a stream under a budget: pages that are there by
-/// chance hardly ever lie like that.
-const STREAM: usize = 8;
-
-/// The part of a budget's room that a window may take.
-const ROOM_SHARE: u64 = 8;
 
 impl Window {
     /// The pages to resolve for a fault on the absent page `page`, itself among them.
@@ -81,9 +75,9 @@ fn adaptive(page: usize, gap: Range<usize>, around: &Surroundings<'_>) -> Range<
 /// The window for a run of so many pages.
 fn affordable(run: usize, room: Option<u64>) -> usize {
     let pages = match room {
-        None => run,
+        None => run.saturating_mul(GROWTH),
         Some(_) if run < STREAM => 1,
-        Some(room) => run.min((room / ROOM_SHARE) as usize),
+        Some(room) => run.saturating_mul(GROWTH).min((room / ROOM_SHARE as u64) as usize),
     };
     pages.max(1)
 }
