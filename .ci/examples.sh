@@ -10,6 +10,8 @@ echo "-- standard input"
 cat src/*/*.rs | "$ngrams" --hashmap - | tail -1
 echo "-- no input: its own executable"
 "$ngrams" < /dev/null | tail -3
+echo "-- plain mmap says the same"
+diff <("$ngrams" src/*.rs | head -20) <("$ngrams" --mmap src/*.rs | head -20)
 echo "-- a budget that is large enough"
 "$ngrams" --budget 1G Cargo.toml | tail -2
 
@@ -30,3 +32,4 @@ fails "$ngrams" --budget 64K README.md
 fails "$ngrams" --budget much README.md
 fails "$ngrams" --budget 1 README.md
 fails "$ngrams" --no-such-option
+fails "$ngrams" --mmap --budget 1G README.md

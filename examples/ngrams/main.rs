@@ -14,19 +14,24 @@
 //! | `options.rs` | what the command line asks for |
 //! | `input.rs` | bytes, block by block |
 //! | `sequence.rs` | five bytes as a number, and back |
-//! | `table.rs` | the counters: a sparse array, with or without a budget |
+//! | `table.rs` | counting |
+//! | `counters.rs` | where the counters lie: a sparse array, with or without a budget |
+//! | `plain.rs` | the same on plain mmap, to compare |
 //! | `rival.rs` | the same with a hash map, to compare |
 //! | `report.rs` | what is printed |
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod counters;
 mod input;
 mod options;
+mod plain;
 mod report;
 mod rival;
 mod sequence;
 mod table;
 
+use counters::Counters;
 use indicatif::{ProgressBar, ProgressStyle};
 use input::Input;
 use options::{Command, Options};
@@ -66,7 +71,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<()> {
     let inputs = input::open(&options.inputs)?;
     let mut count = Count {
-        table: Timed::new(Table::new(options.budget)?),
+        table: Timed::new(Table::new(counters(options)?)),
         rival: options.hashmap.then(|| Timed::new(Rival::default())),
         progress: progress_bar(&inputs),
     };
@@ -80,6 +85,13 @@ fn run(options: &Options) -> Result<()> {
         Some(rival) => report::print_comparison(&count.table, rival),
         None => Ok(()),
     }
+}
+
+fn counters(options: &Options) -> Result<Counters> {
+    Ok(match options.mmap {
+        true => Counters::plain()?,
+        false => Counters::sparse(options.budget)?,
+    })
 }
 
 /// A count that is under way.

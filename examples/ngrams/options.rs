@@ -7,13 +7,15 @@ use std::path::PathBuf;
 pub(crate) const HELP: &str = "\
 Counts every 5-byte sequence of its input and prints the 20 most frequent.
 
-Usage: ngrams [--hashmap] [--budget BYTES] [FILE]...
+Usage: ngrams [--hashmap] [--budget BYTES | --mmap] [FILE]...
 
   FILE            an input; - is standard input. Sequences do not span inputs.
   --hashmap       count with a HashMap too, and check that every count is equal
   --budget BYTES  let the counters take at most so much memory: a number of bytes, or of
                   KiB, MiB, GiB or TiB with K, M, G or T after it. A count that needs more
                   ends with a message and exit status 1
+  --mmap          keep the counters in plain mmap(2) memory instead, to compare; listing
+                  them needs Linux 6.7
   --help          print this
 
 Without a FILE it counts standard input, if that is a file or a pipe and has data: a pipe
@@ -35,6 +37,7 @@ pub(crate) enum Command {
 pub(crate) struct Options {
     pub(crate) inputs: Vec<Source>,
     pub(crate) hashmap: bool,
+    pub(crate) mmap: bool,
     pub(crate) budget: Option<usize>,
 }
 
@@ -54,6 +57,7 @@ impl Options {
             match argument.to_str() {
                 Some("--help" | "-h") => return Ok(Command::Help),
                 Some("--hashmap") => options.hashmap = true,
+                Some("--mmap") => options.mmap = true,
                 Some("--budget") => options.budget = Some(budget(arguments.next())?),
                 Some("--") => options.inputs.extend(arguments.by_ref().map(file)),
                 Some("-") => options.inputs.push(Source::Stdin),
@@ -62,6 +66,9 @@ impl Options {
                 }
                 _ => options.inputs.push(file(argument)),
             }
+        }
+        if options.mmap && options.budget.is_some() {
+            return Err("plain mmap has no --budget".into());
         }
         Ok(Command::Count(options))
     }

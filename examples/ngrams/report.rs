@@ -22,7 +22,7 @@ pub(crate) fn print(table: &Timed<Table>) -> Result<()> {
     // The kernel's numbers before those that reading the table may change.
     let measured = table.value.measure()?;
     let start = Instant::now();
-    let summary = Summary::of(&table.value);
+    let summary = Summary::of(&table.value)?;
     let listing = start.elapsed();
 
     let out = &mut io::stdout().lock();
@@ -31,11 +31,13 @@ pub(crate) fn print(table: &Timed<Table>) -> Result<()> {
     }
     let total = HumanCount(table.value.total());
     writeln!(out, "\nsequences  {total}, {} of them distinct", HumanCount(summary.distinct))?;
-    writeln!(out, "reserved   {}", HumanBytes(measured.reserved_bytes as u64))?;
-    let resident = measured.resident_bytes;
-    let share = resident as f64 / measured.reserved_bytes as f64 * 100.0;
+    writeln!(out, "reserved   {}", HumanBytes(measured.reserved as u64))?;
+    let resident = measured.resident;
+    let share = resident as f64 / measured.reserved as f64 * 100.0;
     writeln!(out, "resident   {} ({share:.4} %)", HumanBytes(resident as u64))?;
-    writeln!(out, "faults     {}", HumanCount(measured.faults))?;
+    if let Some(faults) = measured.faults {
+        writeln!(out, "faults     {}", HumanCount(faults))?;
+    }
     writeln!(out, "time       {} to count, {} to list", seconds(table.time), seconds(listing))?;
     Ok(())
 }
@@ -59,12 +61,12 @@ struct Summary {
 }
 
 impl Summary {
-    fn of(table: &Table) -> Self {
+    fn of(table: &Table) -> Result<Self> {
         // The least frequent of the best so far is the first to go. Of two that are equally
         // frequent, the one that comes first in the alphabet is better.
         let mut best = BinaryHeap::with_capacity(TOP + 1);
         let mut distinct = 0;
-        for (sequence, count) in table.occurring() {
+        for (sequence, count) in table.occurring()? {
             distinct += 1;
             best.push(Reverse((count, Reverse(sequence))));
             if best.len() > TOP {
@@ -73,7 +75,7 @@ impl Summary {
         }
         let best = best.into_sorted_vec();
         let top = best.into_iter().map(|Reverse((count, Reverse(sequence)))| (count, sequence));
-        Self { distinct, top: top.collect() }
+        Ok(Self { distinct, top: top.collect() })
     }
 }
 

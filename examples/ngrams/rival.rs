@@ -1,5 +1,6 @@
 //! The same count with a hash map.
 
+use crate::Result;
 use crate::sequence::Sequence;
 use crate::table::Table;
 use std::collections::HashMap;
@@ -30,15 +31,15 @@ impl Rival {
 
     /// Compares every count, in both directions: what the table has must be in the map, and then
     /// nothing may be left in the map. Fails with the first difference.
-    pub(crate) fn compare(mut self, table: &Table) -> Result<(), String> {
-        for (sequence, count) in table.occurring() {
+    pub(crate) fn compare(mut self, table: &Table) -> Result<()> {
+        for (sequence, count) in table.occurring()? {
             let expected = self.0.remove(&sequence).unwrap_or(0);
             if count != expected {
-                return Err(difference(sequence, count, expected));
+                return Err(difference(sequence, count, expected).into());
             }
         }
         match self.0.into_iter().next() {
-            Some((sequence, expected)) => Err(difference(sequence, 0, expected)),
+            Some((sequence, expected)) => Err(difference(sequence, 0, expected).into()),
             None => Ok(()),
         }
     }

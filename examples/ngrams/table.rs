@@ -1,29 +1,22 @@
-//! The counters, as a sparse array.
+//! The table: a counter for every sequence there is.
 
 use crate::Result;
+use crate::counters::{Counters, Usage};
 use crate::sequence::Sequence;
 use indicatif::{HumanBytes, HumanCount};
-use lacuna::{ErrorKind, SparseArray, Stats, Window, page_size};
+use lacuna::ErrorKind;
 
 /// A counter for every sequence there is.
 pub(crate) struct Table {
-    counters: SparseArray<u32>,
+    counters: Counters,
     /// The sum of all counters.
     total: u64,
 }
 
 impl Table {
-    /// All counters at zero, in an arena that may take `budget` bytes of memory.
-    pub(crate) fn new(budget: Option<usize>) -> lacuna::Result<Self> {
-        let counters = SparseArray::zeroed_in(Sequence::COUNT, |arena| {
-            let arena = arena.name("ngrams");
-            match budget {
-                // A fault takes one page, never more: `room` relies on it.
-                Some(bytes) => arena.budget(bytes).window(Window::Pages(1)),
-                None => arena,
-            }
-        })?;
-        Ok(Self { counters, total: 0 })
+    /// All counters at zero.
+    pub(crate) fn new(counters: Counters) -> Self {
+        Self { counters, total: 0 }
     }
 
     /// Counts every sequence of `bytes`.
@@ -33,7 +26,7 @@ impl Table {
     /// once the budget is full, each page is asked for.
     pub(crate) fn count(&mut self, mut bytes: &[u8]) -> Result<()> {
         while let Some(first) = Sequence::all(bytes).next() {
-            let sequences = match self.room() {
+            let sequences = match self.counters.room() {
                 0 => self.ask_for(first)?,
                 room => room.min(bytes.len() - (Sequence::LEN - 1)),
             };
@@ -43,28 +36,21 @@ impl Table {
         Ok(())
     }
 
-    /// How many pages the budget has room for.
-    fn room(&self) -> usize {
-        match self.counters.arena().stats().budget_left() {
-            Some(bytes) => bytes / page_size(),
-            None => usize::MAX,
-        }
-    }
-
     /// Makes the counter of one sequence present, if the budget allows.
     fn ask_for(&self, sequence: Sequence) -> Result<usize> {
+        let Counters::Sparse(counters) = &self.counters else { return Ok(1) };
         let index = sequence.index();
-        match self.counters.populate(index..index + 1) {
+        match counters.populate(index..index + 1) {
             Ok(()) => Ok(1),
             Err(error) if error.kind() == ErrorKind::BudgetExhausted => {
-                Err(self.over_budget().into())
+                let budget = counters.arena().stats().budget_bytes.unwrap_or(usize::MAX);
+                Err(self.over_budget(budget).into())
             }
             Err(error) => Err(error.into()),
         }
     }
 
-    fn over_budget(&self) -> String {
-        let budget = self.stats().budget_bytes.unwrap_or(usize::MAX);
+    fn over_budget(&self, budget: usize) -> String {
         format!(
             "the counters need more than the budget of {}, which was full after {} sequences; \
              give a larger --budget",
@@ -89,11 +75,11 @@ impl Table {
 
     /// The sequences that occur, in order, each with its count. Everything else lies on pages that
     /// nobody touched, or is zero on one that somebody did.
-    pub(crate) fn occurring(&self) -> impl Iterator<Item = (Sequence, u32)> {
-        let present = self.counters.populated().flatten();
-        present
+    pub(crate) fn occurring(&self) -> Result<impl Iterator<Item = (Sequence, u32)>> {
+        let present = self.counters.populated()?.flatten();
+        Ok(present
             .map(|index| (Sequence::from_index(index), self.counters[index]))
-            .filter(|(_, count)| *count > 0)
+            .filter(|(_, count)| *count > 0))
     }
 
     /// How many sequences were counted.
@@ -101,13 +87,8 @@ impl Table {
         self.total
     }
 
-    /// What the counters take, as lacuna knows it.
-    pub(crate) fn stats(&self) -> Stats {
-        self.counters.arena().stats()
-    }
-
     /// What the counters take, as the kernel knows it.
-    pub(crate) fn measure(&self) -> lacuna::Result<Stats> {
-        self.counters.arena().measure()
+    pub(crate) fn measure(&self) -> Result<Usage> {
+        self.counters.measure()
     }
 }

@@ -36,7 +36,7 @@ pub(crate) const PAGE_BUFFERS: usize = pick(64, 1);
 pub(crate) const STREAM: usize = pick(8, 2);
 
 /// One in so many pages of a budget's room may be taken by a window.
-pub(crate) const ROOM_SHARE: usize = pick(8, 2);
+pub(crate) const ROOM_SHARE: u64 = pick(8, 2) as u64;
 
 /// Chunks that are owned together at most, to discard their pages by one system call: faults in them
 /// wait meanwhile.

@@ -77,7 +77,7 @@ fn affordable(run: usize, room: Option<u64>) -> usize {
     let pages = match room {
         None => run.saturating_mul(GROWTH),
         Some(_) if run < STREAM => 1,
-        Some(room) => run.saturating_mul(GROWTH).min((room / ROOM_SHARE as u64) as usize),
+        Some(room) => run.saturating_mul(GROWTH).min((room / ROOM_SHARE) as usize),
     };
     pages.max(1)
 }
