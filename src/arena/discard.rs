@@ -125,7 +125,9 @@ impl<'a> Batch<'a> {
     /// Discards those of `pages`, of the reservation, that lie in the batch.
     fn empty(&self, pages: &Range<usize>) -> Result<(), Errno> {
         for chunk in self.iter().filter(|chunk| chunk.state.is_lent()) {
-            lend::recall(self.region, &chunk, false)?;
+            let whole = self.part(&chunk, pages).len() == self.region.pages_of(chunk.index).len();
+            let take_back = if whole { lend::take_back } else { lend::recall };
+            take_back(self.region, &chunk, false)?;
         }
         // One call from the first present page to the last: the gaps between them cost nothing.
         let first = self.iter().find_map(|chunk| self.present(&chunk, pages).next());

@@ -51,6 +51,14 @@ impl PageBits {
         count
     }
 
+    /// Sets those of `bits`, of pages `64 * index` to `64 * index + 63`, that lie before page `end`.
+    pub(crate) fn set_in_word(&self, index: usize, bits: u64, end: usize) {
+        if let Some(word) = self.0.get(index) {
+            // Release as in `set`.
+            word.fetch_or(bits & mask(index, &(0..end)), Ordering::Release);
+        }
+    }
+
     /// Clears page `index`, and tells whether it was set.
     pub(crate) fn clear_one(&self, index: usize) -> bool {
         let bit = 1 << (index % 64);

@@ -66,9 +66,7 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
 /// This runs deep in the handler when a budget is full, so it is one frame with little in it.
 #[inline(always)]
 pub(crate) fn recall(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(), Errno> {
-    register(region, chunk.index)?;
-    MAPPINGS.release(region.tables.lent_chunks(), chunk.index);
-    chunk.state.set_recalled(keep);
+    take_back(region, chunk, keep)?;
     // Should the kernel not tell which pages are missing, they stay charged, and are installed
     // without another charge.
     let pagemap = Pagemap::open()?;
@@ -90,6 +88,16 @@ pub(crate) fn recall(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(
     }
     region.ledger.release(0, missing);
     result
+}
+
+/// The first half of [`recall`], which is enough where every page is dropped next: the chunk's missing
+/// pages fault again, but all of them stay charged.
+#[inline(always)]
+pub(crate) fn take_back(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(), Errno> {
+    register(region, chunk.index)?;
+    MAPPINGS.release(region.tables.lent_chunks(), chunk.index);
+    chunk.state.set_recalled(keep);
+    Ok(())
 }
 
 /// Takes back the next lent chunk of a region, whose budget is full, from the handler of a fault

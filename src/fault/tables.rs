@@ -182,12 +182,9 @@ impl Chunk<'_> {
 
     /// Makes the absent ones among the first `pages` pages lent.
     pub(crate) fn lend_absent(&self, pages: usize) {
-        let mut page = 0;
-        while page < pages {
-            if !self.is_present(page) {
-                self.lend().set(page..page.wrapping_add(1));
-            }
-            page = page.wrapping_add(1);
+        let lent = self.lend();
+        for index in 0..BITS / 64 {
+            lent.set_in_word(index, !self.resident.word(index), pages);
         }
     }
 
