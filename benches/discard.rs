@@ -9,7 +9,7 @@ use lacuna::{Arena, Template};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes of the image, and how many of its pages each round writes.
 const IMAGE: usize = 16 * MIB;
@@ -179,18 +179,15 @@ fn private_mapping(file: &File) -> Mapping {
 /// Sequential first writes, by one thread and by two that have half each.
 fn threads(session: &mut Session) {
     let len = session.mode().pick(GIB, 64 * MIB, 4 * MIB);
-    let run = move |threads: usize| {
+    let plain = move |threads: usize| {
+        warm(len + len / 4);
+        let memory = Mapping::huge_pages(len);
+        Sample::timed(touch_by(threads, memory.base(), len), len / page())
+    };
+    let ours = move |threads: usize| {
         warm(len + len / 4);
         let arena = arena(len);
-        let part = len / threads;
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for thread in 0..threads {
-                let base = arena.as_ptr().expose_provenance() + thread * part;
-                scope.spawn(move || touch(std::ptr::with_exposed_provenance_mut(base), part));
-            }
-        });
-        let time = start.elapsed();
+        let time = touch_by(threads, arena.as_ptr(), len);
         assert_eq!(arena.stats().resident_bytes, len);
         Sample::timed(time, len / page())
     };
@@ -198,8 +195,23 @@ fn threads(session: &mut Session) {
         "sequential first write by threads, each a part",
         "page",
         vec![
-            Contestant::new("lacuna, 1 thread", move || run(1)),
-            Contestant::new("lacuna, 2 threads", move || run(2)),
+            Contestant::new("lacuna, 1 thread", move || ours(1)),
+            Contestant::new("lacuna, 2 threads", move || ours(2)),
+            Contestant::new("mmap, MADV_HUGEPAGE, 1 thread", move || plain(1)),
+            Contestant::new("mmap, MADV_HUGEPAGE, 2 threads", move || plain(2)),
         ],
     );
+}
+
+/// Has each of `threads` threads write to the pages of its part, and tells how long that took.
+fn touch_by(threads: usize, base: *mut u8, len: usize) -> Duration {
+    let part = len / threads;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let base = base.expose_provenance() + thread * part;
+            scope.spawn(move || touch(std::ptr::with_exposed_provenance_mut(base), part));
+        }
+    });
+    start.elapsed()
 }

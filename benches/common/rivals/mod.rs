@@ -1,5 +1,6 @@
 //! The ways of getting sparse memory.
 
+mod bare;
 mod monitor;
 mod ours;
 mod plain;
@@ -109,6 +110,11 @@ pub(crate) fn segv(pages: usize) -> Rival {
     Rival::new(name, move |work| segv::memory(work, pages)).slow(pages == 1)
 }
 
+/// The least that a signal a page can cost.
+fn bare() -> Rival {
+    Rival::new("a bare SIGBUS handler, 1 page a fault", bare::memory)
+}
+
 /// userfaultfd with a thread that resolves.
 pub(crate) fn monitor(pages: usize) -> Rival {
     let name = format!("userfaultfd thread, {} a fault", plural(pages));
@@ -129,7 +135,7 @@ pub(crate) fn all(content: Content) -> Vec<Rival> {
 /// The rivals for touches here and there. SIGSEGV + mprotect is none: each touch splits a mapping, and
 /// the kernel has 65,530 for a process.
 pub(crate) fn scattered() -> Vec<Rival> {
-    vec![small(), huge(), monitor(1).share(8), lacuna(), lacuna_alone()]
+    vec![small(), huge(), bare(), monitor(1).share(8), lacuna(), lacuna_alone()]
 }
 
 fn plural(pages: usize) -> String {
