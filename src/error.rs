@@ -39,6 +39,8 @@ pub enum Operation {
     InstallHandler,
     /// Installing the hooks that keep arenas working in forked children.
     InstallForkHooks,
+    /// Making a [`Heap`](crate::Heap).
+    Heap,
     /// Making a template.
     Template,
     /// [`ArenaBuilder::reserve`](crate::ArenaBuilder::reserve).
@@ -74,6 +76,7 @@ impl Operation {
             Self::Advise => "madvise",
             Self::InstallHandler => "install the SIGBUS handler",
             Self::InstallForkHooks => "install the fork hooks",
+            Self::Heap => "make a heap",
             Self::Template => "make a template",
             Self::Reserve => "reserve an arena",
             Self::Populate => "populate",
@@ -123,6 +126,12 @@ pub enum ErrorKind {
     Unsupported,
     /// A feature that makes no sense with the others that were asked for.
     Conflict,
+    /// A heap needs at least 2 MiB.
+    TooShort,
+    /// Blocks of a heap start as zeroes, so its arena's template must be zero.
+    TemplateNotZero,
+    /// A process may have 64 heaps.
+    TooManyHeaps,
 }
 
 impl ErrorKind {
@@ -145,6 +154,9 @@ impl ErrorKind {
             Self::Overaligned => "the element type is aligned to more than 2 MiB",
             Self::Unsupported => "the kernel lacks a feature that is needed",
             Self::Conflict => "the features exclude each other",
+            Self::TooShort => "a heap needs at least 2 MiB",
+            Self::TemplateNotZero => "a heap needs an arena whose template is zero",
+            Self::TooManyHeaps => "a process may have 64 heaps",
         }
     }
 }

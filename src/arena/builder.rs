@@ -169,6 +169,7 @@ impl<'a> ArenaBuilder<'a> {
             name: settings.name,
             lends: self.lends(&source),
             huge: AtomicU32::new(u32::from(huge)),
+            handed_over: AtomicU32::new(0),
             hand: AtomicUsize::new(0),
             limit: AtomicUsize::new(settings.limit),
             // SAFETY: the mapping is zeroed, page-aligned, as large as the layout says, and goes

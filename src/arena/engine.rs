@@ -7,9 +7,11 @@ use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::handler::current_thread;
 use crate::fault::lend::MAPPINGS;
+use crate::fault::region::Region;
 use crate::fault::source::Zeroes;
 use crate::fault::tuning::{MAPPINGS_SHARE, STAGING_SLOTS};
 use crate::fault::{STAGING, ZEROES, chain, handler, set_descriptor, uffd};
+use crate::fork::{self, Hooks, Layer};
 use crate::lock::Mutex;
 use crate::page::{CHUNK, page_size};
 use crate::uffd::{Features, Ioctls, RegisterMode, Uffd};
@@ -109,22 +111,12 @@ fn exchange(action: &libc::sigaction) -> nix::Result<libc::sigaction> {
 /// Arenas go on in forked children. The kernel forgets there that the memory was registered, and
 /// the inherited descriptor still acts on the parent: the child needs one of its own.
 fn install_fork_hooks() -> Result<()> {
-    static INSTALLED: AtomicU32 = AtomicU32::new(0);
-    // Relaxed: guarded by the lock that `start` holds. Hooks cannot be removed again.
-    if INSTALLED.load(Ordering::Relaxed) == 1 {
-        return Ok(());
-    }
-    // SAFETY: the hooks are functions of this library, and there until the process ends.
-    let result =
-        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
-    if result != 0 {
-        return Err(Error::os(Operation::InstallForkHooks, Errno::from_raw(result)));
-    }
-    INSTALLED.store(1, Ordering::Relaxed);
-    Ok(())
+    static HOOKS: Hooks = Hooks { before: before_fork, in_parent: after_fork, in_child };
+    fork::install(Layer::Arenas, &HOOKS)
+        .map_err(|errno| Error::os(Operation::InstallForkHooks, errno))
 }
 
-extern "C" fn before_fork() {
+fn before_fork() {
     let starting = STARTING.lock();
     let registrar = REGISTRAR.lock();
     close_gate(&registrar, current_thread());
@@ -132,7 +124,7 @@ extern "C" fn before_fork() {
     core::mem::forget((starting, registrar));
 }
 
-extern "C" fn after_fork() {
+fn after_fork() {
     open_gate();
     // SAFETY: `before_fork` locked them, on this thread.
     unsafe {
@@ -141,7 +133,7 @@ extern "C" fn after_fork() {
     }
 }
 
-extern "C" fn in_child() {
+fn in_child() {
     if STARTED.load(Ordering::Acquire) == 1 && rearm().is_err() {
         give_up();
     }
@@ -157,7 +149,9 @@ fn rearm() -> Result<()> {
     set_descriptor(own.into_fd().into_raw_fd());
     // SAFETY: `before_fork` locked it, on this thread, which is the only one.
     let registrar = unsafe { &*REGISTRAR.data_ptr() };
-    registrar.regions().try_for_each(|region| {
+    // Relaxed: no other thread is left that could change it.
+    let lazy = |region: &&Region| region.handed_over.load(Ordering::Relaxed) == 0;
+    registrar.regions().filter(lazy).try_for_each(|region| {
         let (start, len) = (region.address_of(0), region.pages << region.page_shift);
         register(start, len).map(drop)
     })
@@ -175,6 +169,13 @@ fn give_up() {
             libc::mprotect(start, region.pages << region.page_shift, libc::PROT_NONE);
         }
     }
+}
+
+/// Has the kernel fill the missing pages of a reservation by itself.
+pub(crate) fn unregister(start: usize, len: usize) -> Result<()> {
+    let address = ptr::with_exposed_provenance_mut(start);
+    // SAFETY: the range is a reservation of ours, of zeroes.
+    unsafe { uffd().unregister(address, len) }
 }
 
 /// Has the kernel raise SIGBUS for the missing pages of a reservation.

@@ -4,6 +4,7 @@ mod builder;
 mod change;
 mod discard;
 mod engine;
+mod hand_over;
 mod mapping;
 mod measure;
 mod populate;
@@ -19,6 +20,9 @@ pub use runs::Populated;
 pub use stats::Stats;
 pub use template::Template;
 
+pub(crate) use mapping::Mapping;
+pub(crate) use stats::Bytes;
+
 use crate::atomic::{Ordering, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::lend;
@@ -27,7 +31,6 @@ use crate::page::{page_size, round_up};
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use mapping::Mapping;
 use registrar::{REGISTRAR, Seat};
 
 /// A reservation of address space whose pages come into being when they are touched, with the

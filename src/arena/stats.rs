@@ -73,7 +73,7 @@ impl fmt::Display for Stats {
 }
 
 /// A number of bytes for people.
-struct Bytes(usize);
+pub(crate) struct Bytes(pub(crate) usize);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

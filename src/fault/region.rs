@@ -50,6 +50,8 @@ pub(crate) struct Region {
     pub(crate) huge: AtomicU32,
     /// Whether chunks may be lent: the template is zeroes, and the arena was not told otherwise.
     pub(crate) lends: bool,
+    /// 1 once the whole reservation is the kernel's to fill: it raises no signal any more.
+    pub(crate) handed_over: AtomicU32,
     /// Where the search for a chunk to recall goes on.
     pub(crate) hand: AtomicUsize,
     /// Pages that may be touched.

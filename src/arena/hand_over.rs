@@ -1,0 +1,44 @@
+//! Handing an arena to the kernel as a whole, for a heap to give blocks of.
+
+use super::{Arena, engine};
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::ledger::Ledger;
+use crate::fault::source::Source;
+use crate::page::CHUNK;
+use core::ptr::NonNull;
+
+/// An arena that the kernel fills by itself, seen by a heap.
+pub(crate) struct HandedOver {
+    pub(crate) base: usize,
+    /// Bytes that may be touched, whole chunks.
+    pub(crate) len: usize,
+    /// In pages.
+    pub(crate) budget: u64,
+    pub(crate) page_shift: u32,
+    /// The arena's books: who touches anything charges it before.
+    pub(crate) ledger: NonNull<Ledger>,
+}
+
+impl Arena {
+    /// Empties the arena and has the kernel fill it from here on, without a signal and without regard
+    /// to the budget, which is the caller's to keep.
+    pub(crate) fn hand_over(&self) -> Result<HandedOver> {
+        let region = self.region();
+        if !matches!(region.source, Source::Zero) {
+            return Err(Error::new(Operation::Heap, ErrorKind::TemplateNotZero));
+        }
+        // SAFETY: the arena is the caller's alone, who gives up what is in it.
+        unsafe { self.discard(0..self.len())? };
+        // Relaxed: read by forked children alone. Before the system call, since a child must not
+        // have a signal for what its parent's heap uses.
+        region.handed_over.store(1, crate::atomic::Ordering::Relaxed);
+        engine::unregister(region.base, self.len())?;
+        Ok(HandedOver {
+            base: region.base,
+            len: self.limit() / CHUNK * CHUNK,
+            budget: region.budget,
+            page_shift: region.page_shift,
+            ledger: NonNull::from(&region.ledger),
+        })
+    }
+}

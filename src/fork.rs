@@ -1,0 +1,82 @@
+//! What must be done around fork(2), in an order that cannot deadlock: arenas before heaps, since
+//! making an arena may allocate, and allocating never makes an arena.
+
+use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
+use crate::lock::Mutex;
+use core::ptr;
+use nix::errno::Errno;
+
+/// What a layer does around a fork.
+pub(crate) struct Hooks {
+    /// Before it: brings what is to be copied to rest.
+    pub(crate) before: fn(),
+    /// After it, in the parent.
+    pub(crate) in_parent: fn(),
+    /// After it, in the child, whose only thread is a copy of the one that forked.
+    pub(crate) in_child: fn(),
+}
+
+/// Who has hooks, in the order in which they run before a fork; afterwards it is the other way round.
+#[derive(Clone, Copy)]
+pub(crate) enum Layer {
+    Arenas,
+    Heaps,
+}
+
+const LAYERS: usize = 2;
+
+/// The hooks of each layer.
+static HOOKS: [AtomicPtr<Hooks>; LAYERS] = [const { AtomicPtr::new(ptr::null_mut()) }; LAYERS];
+
+/// Whether the C library knows us.
+static KNOWN: Mutex<bool> = Mutex::new(false);
+
+/// The layers whose hooks ran before the fork that is under way, a bit each: one that installs its
+/// hooks meanwhile has nothing to undo. It is written and read by the thread that forks, or its copy,
+/// between its first hook and its last, and so by one thread at a time.
+static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
+
+/// Has a layer's hooks run around each fork from now on. They cannot be removed.
+pub(crate) fn install(layer: Layer, hooks: &'static Hooks) -> Result<(), Errno> {
+    let mut known = KNOWN.lock();
+    if !*known {
+        // SAFETY: the hooks are functions of this library, and there until the process ends.
+        let result = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+        if result != 0 {
+            return Err(Errno::from_raw(result));
+        }
+        *known = true;
+    }
+    // Release pairs with the Acquire in `hooks`: constant data, which needs no more than that.
+    HOOKS[layer as usize].store(ptr::from_ref(hooks).cast_mut(), Ordering::Release);
+    Ok(())
+}
+
+fn hooks(layer: usize) -> Option<&'static Hooks> {
+    // SAFETY: only references to static hooks are stored.
+    HOOKS.get(layer).and_then(|it| unsafe { it.load(Ordering::Acquire).as_ref() })
+}
+
+extern "C" fn before() {
+    let mut ran = 0;
+    for layer in 0..LAYERS {
+        if let Some(hooks) = hooks(layer) {
+            (hooks.before)();
+            ran |= 1 << layer;
+        }
+    }
+    UNDER_WAY.store(ran, Ordering::Relaxed);
+}
+
+extern "C" fn in_parent() {
+    undo(|hooks| (hooks.in_parent)());
+}
+
+extern "C" fn in_child() {
+    undo(|hooks| (hooks.in_child)());
+}
+
+fn undo(run: fn(&Hooks)) {
+    let ran = UNDER_WAY.load(Ordering::Relaxed);
+    (0..LAYERS).rev().filter(|layer| ran & (1 << layer) != 0).filter_map(hooks).for_each(run);
+}

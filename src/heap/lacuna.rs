@@ -1,0 +1,204 @@
+//! The global allocator.
+
+use super::core::Core;
+use super::environment;
+use super::setup::{Site, found};
+use super::{HeapStats, class, thread};
+use crate::arena::Mapping;
+use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
+use crate::fault::ledger::UNBOUNDED;
+use crate::lock::Mutex;
+use crate::page::{CHUNK, page_shift};
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::{self, NonNull};
+
+/// A heap as a global allocator.
+///
+/// It reserves address space and arms itself at the first allocation, which may be the very first of
+/// the process, and needs no userfaultfd. It stays until the process ends.
+///
+/// ```
+/// #[global_allocator]
+/// static GLOBAL: lacuna::Lacuna = lacuna::Lacuna::new();
+///
+/// fn main() {
+///     let words: Vec<String> = "a few words".split(' ').map(String::from).collect();
+///     assert!(GLOBAL.stats().live_blocks >= 4);
+///     drop(words);
+/// }
+/// ```
+///
+/// # Environment
+/// `LACUNA_BUDGET=512M` (bytes, or K, M, G, T) sets the budget of the first `Lacuna` of the process,
+/// whatever the program says; a value that makes no sense ends the process with a message and status
+/// 2. `LACUNA_STATS=1` has it print its statistics on stderr at exit.
+pub struct Lacuna {
+    core: AtomicPtr<Core>,
+    arming: Mutex<()>,
+    reserve: usize,
+    budget: usize,
+}
+
+/// Address space by default: more than machines have memory, and little enough to be had.
+const RESERVE: usize = 1 << 40;
+
+impl Lacuna {
+    /// Without a budget, in 1 TiB of address space.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            core: AtomicPtr::new(ptr::null_mut()),
+            arming: Mutex::new(()),
+            reserve: RESERVE,
+            budget: usize::MAX,
+        }
+    }
+
+    /// Reserves `bytes` bytes of address space, rounded up to 2 MiB. Where the system does not give so
+    /// much (`ulimit -v`), it takes the half, and so on.
+    #[must_use]
+    pub const fn reserve(mut self, bytes: usize) -> Self {
+        self.reserve = bytes;
+        self
+    }
+
+    /// Allows at most `bytes` bytes of memory, rounded down to whole pages; what counts is told at
+    /// [`Heap`](crate::Heap). An allocation that would exceed it answers null.
+    #[must_use]
+    pub const fn budget(mut self, bytes: usize) -> Self {
+        self.budget = bytes;
+        self
+    }
+
+    /// Numbers about it.
+    #[must_use]
+    pub fn stats(&self) -> HeapStats {
+        self.armed().map_or(HeapStats::NONE, Core::stats)
+    }
+
+    /// Gives memory that no block uses back to the system; see [`Heap::purge`](crate::Heap::purge).
+    pub fn purge(&self) {
+        if let Some(core) = self.armed() {
+            core.purge();
+        }
+    }
+
+    /// Its core; armed if it was not. `None` if there is no address space.
+    fn armed(&self) -> Option<&Core> {
+        // Acquire pairs with the Release in `arm`. A core never goes.
+        // SAFETY: what is stored is a core that stays.
+        unsafe { self.core.load(Ordering::Acquire).as_ref() }.or_else(|| self.arm())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn arm(&self) -> Option<&Core> {
+        /// The first of the process is the one that threads look for first.
+        static FIRST: AtomicU32 = AtomicU32::new(0);
+        let _arming = self.arming.lock();
+        // SAFETY: as above; another thread may have armed it meanwhile.
+        if let Some(core) = unsafe { self.core.load(Ordering::Acquire).as_ref() } {
+            return Some(core);
+        }
+        let is_first = FIRST.swap(1, Ordering::Relaxed) == 0;
+        let environment = is_first.then(environment::read);
+        let budget = environment.and_then(|it| it.budget).unwrap_or(self.budget);
+        let core = establish(self.reserve, budget, is_first)?;
+        self.core.store(core.as_ptr(), Ordering::Release);
+        if environment.is_some_and(|it| it.stats) {
+            environment::print_at_exit(core);
+        }
+        // SAFETY: as above.
+        Some(unsafe { core.as_ref() })
+    }
+
+    /// The common path: the class of the layout and this thread's cache, if the layout has one and
+    /// the thread's home is this heap.
+    #[inline(always)]
+    fn at_home(&self, layout: Layout) -> Option<(usize, &super::cache::Cache)> {
+        // Relaxed: a cache with this core can only be had from it.
+        let core = self.core.load(Ordering::Relaxed).cast_const();
+        // SAFETY: a thread's home is there until the thread ends.
+        let home = unsafe { thread::home().as_ref() }.filter(|home| ptr::eq(home.core, core))?;
+        Some((class::for_layout(layout.size(), layout.align())?, home))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn allocate_elsewhere(&self, layout: Layout) -> *mut u8 {
+        self.armed().map_or(ptr::null_mut(), |core| core.allocate(layout))
+    }
+
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_elsewhere(&self, block: *mut u8, layout: Layout) {
+        if let Some(core) = self.armed() {
+            // SAFETY: as the caller promises.
+            unsafe { core.free(block, layout) };
+        }
+    }
+}
+
+impl Default for Lacuna {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Reserves address space, and makes a core in it that stays.
+fn establish(reserve: usize, budget: usize, is_first: bool) -> Option<NonNull<Core>> {
+    let budget = match budget {
+        usize::MAX => UNBOUNDED,
+        bytes => (bytes >> page_shift()) as u64,
+    };
+    let mut len = reserve.clamp(CHUNK, isize::MAX as usize / 4).next_multiple_of(CHUNK);
+    loop {
+        let reservation = Mapping::zeroed(len + CHUNK);
+        let made = reservation.and_then(|reservation| {
+            let start = reservation.base().as_ptr();
+            let base = start.wrapping_add(start.align_offset(CHUNK)).expose_provenance();
+            let site = Site { base, len, budget, page_shift: page_shift(), ledger: None };
+            // SAFETY: the mapping is new, and nobody's; it and the tables stay for ever.
+            let (core, tables) = unsafe { found(&site, is_first)? };
+            core::mem::forget((reservation, tables));
+            Ok(core)
+        });
+        match made {
+            Ok(core) => return Some(core),
+            Err(_) if len > CHUNK => len = (len / 2).next_multiple_of(CHUNK),
+            Err(_) => return None,
+        }
+    }
+}
+
+// SAFETY: as for `Heap`.
+unsafe impl GlobalAlloc for Lacuna {
+    #[inline]
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match self.at_home(layout) {
+            Some((class, home)) => home.allocate(class),
+            None => self.allocate_elsewhere(layout),
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.armed().map_or(ptr::null_mut(), |core| core.allocate_zeroed(layout))
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promises: the block is one of this heap's, and has a class if its
+        // layout has.
+        unsafe {
+            match self.at_home(layout) {
+                Some((_, home)) => home.free(home.table.span_of(block.addr()), block),
+                None => self.free_elsewhere(block, layout),
+            }
+        }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as the caller promises.
+        self.armed().map_or(ptr::null_mut(), |core| unsafe { core.reallocate(block, layout, size) })
+    }
+}

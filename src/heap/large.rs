@@ -1,0 +1,222 @@
+//! Large blocks: pages of their own, which the kernel fills as they are touched. Up to a mebibyte
+//! they are runs of slices, kept for a while when freed; beyond, whole chunks.
+
+use super::class;
+use super::core::{Core, Shared};
+use super::pages::{move_memory, renew};
+use super::span::{Kind, Span};
+use super::table::{SLICE, SLICES, Use};
+use crate::atomic::Ordering;
+use crate::page::{CHUNK, CHUNK_SHIFT};
+use core::ptr;
+
+/// The most bytes of a block that is a run of slices.
+const RUN_MAX: usize = CHUNK / 2;
+
+/// Whether blocks of this layout are whole chunks.
+fn is_chunks(size: usize, align: usize) -> bool {
+    size > RUN_MAX || align > SLICE
+}
+
+impl Core {
+    /// A block without a class; null if there is no address space or no budget for it.
+    pub(crate) fn allocate_large(&self, size: usize, align: usize, zeroed: bool) -> *mut u8 {
+        let attempt = || match is_chunks(size, align) {
+            true => self.take_extent(size, align),
+            false => self.take_run(size, zeroed),
+        };
+        let span = attempt().or_else(|| {
+            self.give_kept();
+            attempt()
+        });
+        let Some(span) = span else { return ptr::null_mut() };
+        self.large.allocated.fetch_add(1, Ordering::Relaxed);
+        self.large_bytes.fetch_add(self.bytes(span) as u64, Ordering::Relaxed);
+        ptr::with_exposed_provenance_mut(self.table.address_of(span))
+    }
+
+    /// Bytes that are charged for a large block.
+    fn bytes(&self, span: &Span) -> usize {
+        (span.carved.get() as usize) << self.pages.shift
+    }
+
+    /// A run of slices for a block of `size` bytes.
+    fn take_run(&self, size: usize, zeroed: bool) -> Option<&Span> {
+        let slices = size.div_ceil(SLICE);
+        let pages = self.pages.of(size);
+        let mut shared = self.shared.lock();
+        // What is kept holds what the last block held.
+        let kept = if zeroed { None } else { shared.kept_runs[slices].pop_front() };
+        let span = match kept.map(|span| self.table.keep(span)) {
+            Some(span) => span,
+            None => {
+                let span = self.new_span(&mut shared, slices)?;
+                span.carved.set(0);
+                span
+            }
+        };
+        let charged = span.carved.get() as usize;
+        if pages > charged {
+            if !self.pages.lend(pages - charged) {
+                self.keep(&shared.kept_runs[slices], span);
+                return None;
+            }
+            span.carved.set(pages as u32);
+        }
+        span.size.set(slices as u32);
+        span.kind.set(Kind::Run);
+        Some(span)
+    }
+
+    /// Whole chunks for a block of `size` bytes.
+    fn take_extent(&self, size: usize, align: usize) -> Option<&Span> {
+        let pages = u32::try_from(self.pages.of(size)).ok()?;
+        if !self.pages.lend(pages as usize) {
+            return None;
+        }
+        let taken = self.shared.lock().territory.take_chunks(chunks(size), align_chunks(align));
+        let Some(first) = taken else {
+            self.pages.ledger().release(0, u64::from(pages));
+            return None;
+        };
+        Some(self.start_extent(first, pages))
+    }
+
+    /// The entry of a block in the extent that begins at chunk `first`.
+    fn start_extent(&self, first: usize, pages: u32) -> &Span {
+        let span = self.table.span(first * SLICES);
+        span.back.store(0, Ordering::Relaxed);
+        span.set_owner(ptr::null());
+        span.carved.set(pages);
+        span.kind.set(Kind::Chunks);
+        span
+    }
+
+    /// Frees a large block.
+    ///
+    /// # Safety
+    /// The span is one of a large block, which nobody uses any more.
+    pub(crate) unsafe fn free_large(&self, span: &Span) {
+        self.large.freed.fetch_add(1, Ordering::Relaxed);
+        self.large_bytes.fetch_sub(self.bytes(span) as u64, Ordering::Relaxed);
+        if span.kind.get() == Kind::Run {
+            let mut shared = self.shared.lock();
+            self.keep(&shared.kept_runs[span.size.get() as usize], span);
+            return self.give_aged(&mut shared);
+        }
+        let pages = span.carved.get() as usize;
+        self.pages.discard_lent(self.table.address_of(span), pages);
+        self.give_extent(span);
+    }
+
+    /// Gives the chunks of a block back, behind which there is no memory.
+    fn give_extent(&self, span: &Span) {
+        let first = self.table.slice_of(span) / SLICES;
+        let entry = self.table.chunk(first);
+        let count = entry.count.get() as usize;
+        if entry.moved.replace(false) {
+            renew(self.table.address_of(span), count << CHUNK_SHIFT);
+        }
+        span.kind.set(Kind::None);
+        self.shared.lock().territory.give_chunks(first, count);
+    }
+
+    /// Makes a large block one of `size` bytes without copying it, where it is or elsewhere; null,
+    /// and nothing changed, if that cannot be.
+    ///
+    /// # Safety
+    /// The span is one of a large block, whose owner gives the old address up for the new one.
+    pub(crate) unsafe fn resize_large(&self, span: &Span, size: usize, align: usize) -> *mut u8 {
+        if class::for_layout(size, align).is_some() {
+            return ptr::null_mut();
+        }
+        let before = self.bytes(span);
+        let resized = match span.kind.get() {
+            Kind::Run if is_chunks(size, align) => None,
+            Kind::Run => self.resize_run(span, size),
+            _ if !is_chunks(size, align) => None,
+            _ => self.resize_extent(span, size).or_else(|| self.move_extent(span, size, align)),
+        };
+        let Some(span) = resized else { return ptr::null_mut() };
+        let change = self.bytes(span).wrapping_sub(before) as u64;
+        self.large_bytes.fetch_add(change, Ordering::Relaxed);
+        ptr::with_exposed_provenance_mut(self.table.address_of(span))
+    }
+
+    /// In its slices.
+    fn resize_run<'a>(&'a self, span: &Span, size: usize) -> Option<&'a Span> {
+        let fits = size <= span.size.get() as usize * SLICE;
+        (fits && self.recharge(span, size)).then(|| self.table.keep(span))
+    }
+
+    /// In its chunks, or with those after them.
+    fn resize_extent<'a>(&'a self, span: &Span, size: usize) -> Option<&'a Span> {
+        let first = self.table.slice_of(span) / SLICES;
+        let (now, wanted) = (self.table.chunk(first).count.get() as usize, chunks(size));
+        let resize =
+            |shared: &mut Shared, from, to| from == to || shared.territory.resize(first, from, to);
+        if wanted < now && !self.recharge(span, size) {
+            return None;
+        }
+        if !resize(&mut self.shared.lock(), now, wanted) {
+            return None;
+        }
+        if wanted >= now && !self.recharge(span, size) {
+            resize(&mut self.shared.lock(), wanted, now);
+            return None;
+        }
+        Some(self.table.keep(span))
+    }
+
+    /// Charges a block for `size` bytes: more, if the budget has them, or less, what is behind the
+    /// rest being dropped.
+    fn recharge(&self, span: &Span, size: usize) -> bool {
+        let (before, Ok(after)) = (span.carved.get(), u32::try_from(self.pages.of(size))) else {
+            return false;
+        };
+        if after > before && !self.pages.lend((after - before) as usize) {
+            return false;
+        }
+        if after < before {
+            let end = self.table.address_of(span) + ((after as usize) << self.pages.shift);
+            self.pages.discard_lent(end, (before - after) as usize);
+        }
+        span.carved.set(after);
+        true
+    }
+
+    /// In other chunks, with the pages moved there.
+    fn move_extent(&self, span: &Span, size: usize, align: usize) -> Option<&Span> {
+        let before = span.carved.get();
+        let more = self.pages.of(size).checked_sub(before as usize)?;
+        if !self.pages.lend(more) {
+            return None;
+        }
+        let taken = self.shared.lock().territory.take_chunks(chunks(size), align_chunks(align));
+        let moved = taken.filter(|first| {
+            let target = self.table.base + (first << CHUNK_SHIFT);
+            move_memory(self.table.address_of(span), target, self.bytes(span))
+        });
+        let Some(first) = moved else {
+            if let Some(first) = taken {
+                self.shared.lock().territory.give_chunks(first, chunks(size));
+            }
+            self.pages.ledger().release(0, more as u64);
+            return None;
+        };
+        debug_assert_eq!(self.table.chunk(first).used.get(), Use::Taken);
+        self.give_extent(span);
+        self.table.chunk(first).moved.set(true);
+        Some(self.start_extent(first, before + more as u32))
+    }
+}
+
+/// Chunks for so many bytes.
+fn chunks(size: usize) -> usize {
+    size.div_ceil(CHUNK)
+}
+
+/// An alignment in chunks.
+fn align_chunks(align: usize) -> usize {
+    (align / CHUNK).max(1)
+}
