@@ -3,6 +3,7 @@
 use super::{Arena, engine};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::ledger::Ledger;
+use crate::fault::region::Name;
 use crate::fault::source::Source;
 use crate::page::CHUNK;
 use core::ptr::NonNull;
@@ -17,6 +18,7 @@ pub(crate) struct HandedOver {
     pub(crate) page_shift: u32,
     /// The arena's books: who touches anything charges it before.
     pub(crate) ledger: NonNull<Ledger>,
+    pub(crate) name: Name,
 }
 
 impl Arena {
@@ -39,6 +41,7 @@ impl Arena {
             budget: region.budget,
             page_shift: region.page_shift,
             ledger: NonNull::from(&region.ledger),
+            name: region.name,
         })
     }
 }

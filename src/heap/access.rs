@@ -50,6 +50,8 @@ impl Core {
     /// As for that.
     #[inline]
     pub(crate) unsafe fn free(&self, block: *mut u8, layout: Layout) {
+        #[cfg(debug_assertions)]
+        self.check_freed(block, layout);
         // SAFETY: the block is one of this heap's, by the caller's promise.
         let span = unsafe { self.table.span_of(block.addr()) };
         match class::for_layout(layout.size(), layout.align()) {
@@ -73,14 +75,12 @@ impl Core {
         // SAFETY: as the caller promises.
         unsafe {
             let span = self.table.span_of(block.addr());
-            let fits = match class::for_layout(layout.size(), layout.align()) {
-                Some(class) => class::size(class) >= size && size >= class::size(class) / 2,
-                None => false,
-            };
-            if fits {
-                return block;
-            }
-            if class::for_layout(layout.size(), layout.align()).is_none() {
+            if class::for_layout(layout.size(), layout.align()).is_some() {
+                let room = span.size.get() as usize;
+                if size <= room && size >= room / 2 {
+                    return block;
+                }
+            } else {
                 let resized = self.resize_large(span, size, layout.align());
                 if !resized.is_null() {
                     return resized;

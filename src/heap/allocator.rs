@@ -32,7 +32,7 @@ unsafe impl Allocator for &Heap {
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
         // SAFETY: as the caller promises.
-        unsafe { resize(*self, block, old, new) }
+        unsafe { resize(self, block, old, new) }
     }
 
     unsafe fn shrink(
@@ -42,7 +42,7 @@ unsafe impl Allocator for &Heap {
         new: Layout,
     ) -> Result<NonNull<[u8]>, AllocError> {
         // SAFETY: as the caller promises.
-        unsafe { resize(*self, block, old, new) }
+        unsafe { resize(self, block, old, new) }
     }
 }
 

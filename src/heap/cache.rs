@@ -88,6 +88,8 @@ impl Cache {
         // SAFETY: the block is free, and in the list of this thread.
         bin.free.set(unsafe { Block::next(block) });
         bin.count_allocated();
+        #[cfg(debug_assertions)]
+        self.core().check_allocated(block.cast(), class);
         block.cast()
     }
 
@@ -140,6 +142,8 @@ impl Cache {
                     // SAFETY: the list is this thread's now.
                     bin.free.set(unsafe { Block::next(list) });
                     bin.count_allocated();
+                    #[cfg(debug_assertions)]
+                    self.core().check_allocated(list.cast(), class);
                     return list.cast();
                 }
                 bin.set_aside(span);

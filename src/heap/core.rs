@@ -9,6 +9,7 @@ use super::span::{Kind, Span};
 use super::table::{SLICE_SHIFT, SLICES, Table};
 use super::territory::Territory;
 use crate::atomic::{AtomicU64, Ordering};
+use crate::fault::region::Name;
 use crate::lock::Mutex;
 use core::iter::StepBy;
 use core::ops::Range;
@@ -28,6 +29,8 @@ pub(crate) struct Core {
     pub(crate) seat: usize,
     /// Whether it is the one that threads look for first.
     pub(crate) is_home: bool,
+    /// For messages.
+    pub(crate) name: Name,
     pub(crate) table: Table,
     pub(crate) pages: Pages,
     pub(crate) shared: Mutex<Shared>,

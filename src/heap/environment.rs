@@ -1,11 +1,11 @@
 //! What the environment says to the global allocator, read and answered without allocating.
 
 use super::core::Core;
-use core::ffi::CStr;
-use core::fmt::{self, Write};
-use core::ptr::{self, NonNull};
-
+use super::line::Line;
 use crate::atomic::{AtomicPtr, Ordering};
+use core::ffi::CStr;
+use core::fmt::Write;
+use core::ptr::{self, NonNull};
 
 /// What the environment asks for.
 #[derive(Clone, Copy)]
@@ -73,41 +73,13 @@ pub(crate) fn print_at_exit(core: NonNull<Core>) {
         // SAFETY: the heap of a global allocator stays.
         if let Some(core) = unsafe { PRINTED.load(Ordering::Relaxed).as_ref() } {
             let mut line = Line::new();
-            let _ = writeln!(line, "lacuna: {:#}", core.stats());
+            let _ = writeln!(line, "lacuna: heap \"{}\": {:#}", core.name.as_str(), core.stats());
             line.print();
         }
     }
     PRINTED.store(core.as_ptr(), Ordering::Relaxed);
     // SAFETY: the function is there until the process ends.
     unsafe { libc::atexit(print) };
-}
-
-/// Text in place, cut where it does not fit.
-struct Line {
-    bytes: [u8; 4096],
-    len: usize,
-}
-
-impl Line {
-    fn new() -> Self {
-        Self { bytes: [0; 4096], len: 0 }
-    }
-
-    /// Writes it to stderr.
-    fn print(&self) {
-        // SAFETY: the bytes are valid. If they cannot be written, nobody can be told.
-        unsafe { libc::write(libc::STDERR_FILENO, self.bytes.as_ptr().cast(), self.len) };
-    }
-}
-
-impl Write for Line {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.bytes.len() - self.len;
-        let text = &text.as_bytes()[..text.len().min(room)];
-        self.bytes[self.len..self.len + text.len()].copy_from_slice(text);
-        self.len += text.len();
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use super::{HeapStats, class, thread};
 use crate::arena::Mapping;
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
 use crate::fault::ledger::UNBOUNDED;
+use crate::fault::region::Name;
 use crate::lock::Mutex;
 use crate::page::{CHUNK, page_shift};
 use core::alloc::{GlobalAlloc, Layout};
@@ -151,13 +152,14 @@ fn establish(reserve: usize, budget: usize, is_first: bool) -> Option<NonNull<Co
         usize::MAX => UNBOUNDED,
         bytes => (bytes >> page_shift()) as u64,
     };
+    let name = Name::new("global")?;
     let mut len = reserve.clamp(CHUNK, isize::MAX as usize / 4).next_multiple_of(CHUNK);
     loop {
         let reservation = Mapping::zeroed(len + CHUNK);
         let made = reservation.and_then(|reservation| {
             let start = reservation.base().as_ptr();
             let base = start.wrapping_add(start.align_offset(CHUNK)).expose_provenance();
-            let site = Site { base, len, budget, page_shift: page_shift(), ledger: None };
+            let site = Site { base, len, budget, page_shift: page_shift(), ledger: None, name };
             // SAFETY: the mapping is new, and nobody's; it and the tables stay for ever.
             let (core, tables) = unsafe { found(&site, is_first)? };
             core::mem::forget((reservation, tables));
@@ -191,6 +193,9 @@ unsafe impl GlobalAlloc for Lacuna {
         // layout has.
         unsafe {
             match self.at_home(layout) {
+                #[cfg(debug_assertions)]
+                Some((_, home)) => (*home.core).free(block, layout),
+                #[cfg(not(debug_assertions))]
                 Some((_, home)) => home.free(home.table.span_of(block.addr()), block),
                 None => self.free_elsewhere(block, layout),
             }

@@ -20,11 +20,14 @@ mod access;
 mod allocator;
 mod block;
 mod cache;
+#[cfg(debug_assertions)]
+mod check;
 mod class;
 mod core;
 mod environment;
 mod lacuna;
 mod large;
+mod line;
 mod list;
 mod pages;
 mod setup;
@@ -102,6 +105,7 @@ impl Heap {
             budget: given.budget,
             page_shift: given.page_shift,
             ledger: Some(given.ledger),
+            name: given.name,
         };
         // SAFETY: the arena has just been handed over, and outlives the core, as a field after it.
         let (core, tables) = unsafe { found(&site, false)? };

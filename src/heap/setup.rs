@@ -9,6 +9,7 @@ use crate::arena::Mapping;
 use crate::atomic::AtomicU64;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::ledger::Ledger;
+use crate::fault::region::Name;
 use crate::fork::{self, Hooks, Layer};
 use crate::lock::Mutex;
 use crate::page::CHUNK;
@@ -27,6 +28,7 @@ pub(crate) struct Site {
     pub(crate) page_shift: u32,
     /// The books of an arena; the heap keeps its own if there are none.
     pub(crate) ledger: Option<NonNull<Ledger>>,
+    pub(crate) name: Name,
 }
 
 /// What lies at the start of the mapping.
@@ -74,6 +76,7 @@ pub(crate) unsafe fn found(site: &Site, is_home: bool) -> Result<(NonNull<Core>,
             id: thread::new_id(),
             seat: 0,
             is_home,
+            name: site.name,
             table,
             pages: Pages::new(ledger, site.budget, site.page_shift),
             shared: Mutex::new(Shared::new(table, all_caches.step_by(size_of::<Cache>()))),

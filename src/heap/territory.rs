@@ -198,7 +198,6 @@ impl Territory {
             entry.count.set(count as u32);
         }
     }
-
 }
 
 /// `count` bits from `first` on; `count` is at least 1.

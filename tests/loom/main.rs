@@ -15,6 +15,11 @@ mod fault;
 #[path = "../../src/arena/publish.rs"]
 mod publish;
 
+#[path = "../../src/heap/block.rs"]
+mod block;
+
+mod heap;
+
 use atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use fault::chunk::ChunkState;
 use fault::ledger::{Charge, Ledger};

@@ -49,12 +49,12 @@ pub fn run(rival: &str, workload: &str, threads: usize, steps: usize) -> f64 {
 
 fn with<A>(make: fn() -> A, workload: &str, threads: usize, steps: usize) -> f64
 where
-    A: GlobalAlloc + Copy + Send + Sync + 'static,
+    A: GlobalAlloc + Send + Sync + 'static,
 {
     let kind = match workload {
         "larson" => Workload::Larson,
         "mstress" => Workload::Mstress,
-        _ => return shifting(make(), threads, steps),
+        _ => return shifting(&make(), threads, steps),
     };
     let config =
         Config { threads, steps_per_thread: steps, working_set: 1024, mstress_blocks: 512 };

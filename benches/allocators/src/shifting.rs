@@ -10,8 +10,8 @@ const ALIVE: usize = 20_000;
 const PHASES: usize = 12;
 
 /// Millions of operations a second, of `threads` threads with `steps` steps each.
-pub fn shifting<A: GlobalAlloc + Copy + Send + Sync>(
-    allocator: A,
+pub fn shifting<A: GlobalAlloc + Sync>(
+    allocator: &A,
     threads: usize,
     steps: usize,
 ) -> f64 {
@@ -24,7 +24,7 @@ pub fn shifting<A: GlobalAlloc + Copy + Send + Sync>(
     (threads * steps) as f64 / start.elapsed().as_secs_f64() / 1e6
 }
 
-fn work<A: GlobalAlloc>(allocator: A, seed: u64, steps: usize) {
+fn work<A: GlobalAlloc>(allocator: &A, seed: u64, steps: usize) {
     let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let mut blocks: Vec<Option<(*mut u8, Layout)>> = vec![None; ALIVE];
     for step in 0..steps {
