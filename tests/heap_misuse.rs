@@ -17,6 +17,17 @@ fn layout(size: usize) -> Layout {
     Layout::from_size_align(size, 8).unwrap()
 }
 
+fn alloc(heap: &Heap, size: usize) -> *mut u8 {
+    // SAFETY: no test asks for nothing.
+    unsafe { heap.alloc(layout(size)) }
+}
+
+/// Frees what may not be freed, but for one test.
+fn free(heap: &Heap, block: *mut u8, size: usize) {
+    // SAFETY: none, on purpose; the process ends by it.
+    unsafe { heap.dealloc(block, layout(size)) };
+}
+
 /// Runs `misuse` in a process of its own, which must end with the message.
 fn ends_with(name: &str, role: &str, message: &str, misuse: fn(&Heap)) {
     let output = in_child(name, role, || misuse(&heap()));
@@ -28,62 +39,59 @@ fn ends_with(name: &str, role: &str, message: &str, misuse: fn(&Heap)) {
 #[test]
 fn a_double_free_is_reported() {
     const NAME: &str = "a_double_free_is_reported";
-    // SAFETY: none; that is what is tested, in a process that ends by it. So below.
-    ends_with(NAME, "small", "double free", |heap| unsafe {
-        let block = heap.alloc(layout(100));
-        heap.dealloc(block, layout(100));
-        heap.dealloc(block, layout(100));
+    ends_with(NAME, "small", "double free", |heap| {
+        let block = alloc(heap, 100);
+        free(heap, block, 100);
+        free(heap, block, 100);
     });
-    ends_with(NAME, "large", "freed before", |heap| unsafe {
-        let block = heap.alloc(layout(300_000));
-        heap.dealloc(block, layout(300_000));
-        heap.dealloc(block, layout(300_000));
+    ends_with(NAME, "large", "freed before", |heap| {
+        let block = alloc(heap, 300_000);
+        free(heap, block, 300_000);
+        free(heap, block, 300_000);
     });
-    ends_with(NAME, "by another thread", "double free of a block", |heap| unsafe {
-        let block = heap.alloc(layout(1000));
+    ends_with(NAME, "by another thread", "double free of a block", |heap| {
+        let block = alloc(heap, 1000);
         let address = block.expose_provenance();
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                heap.dealloc(std::ptr::with_exposed_provenance_mut(address), layout(1000))
-            });
+            scope.spawn(|| free(heap, std::ptr::with_exposed_provenance_mut(address), 1000));
         });
-        heap.dealloc(block, layout(1000));
+        free(heap, block, 1000);
     });
 }
 
 #[test]
 fn a_foreign_pointer_is_reported() {
     const NAME: &str = "a_foreign_pointer_is_reported";
-    ends_with(NAME, "stack", "not a block of this heap", |heap| unsafe {
+    ends_with(NAME, "stack", "not a block of this heap", |heap| {
         let mut value = 0u64;
-        heap.dealloc((&raw mut value).cast(), layout(8));
+        free(heap, (&raw mut value).cast(), 8);
     });
-    ends_with(NAME, "other heap", "not a block of this heap", |heap| unsafe {
+    ends_with(NAME, "other heap", "not a block of this heap", |heap| {
         let arena = Arena::builder(1 << 30).reserve().unwrap();
         let other = Heap::new(arena).unwrap();
-        heap.dealloc(other.alloc(layout(64)), layout(64));
+        free(heap, alloc(&other, 64), 64);
     });
-    ends_with(NAME, "midst", "into the midst of a block", |heap| unsafe {
-        let block = heap.alloc(layout(64));
-        heap.dealloc(block.add(8), layout(64));
+    ends_with(NAME, "midst", "into the midst of a block", |heap| {
+        let block = alloc(heap, 64);
+        free(heap, block.wrapping_add(8), 64);
     });
-    ends_with(NAME, "never", "freed before", |heap| unsafe {
-        let block = heap.alloc(layout(64));
-        heap.dealloc(block.add(100 << 20), layout(64));
+    ends_with(NAME, "never", "freed before", |heap| {
+        let block = alloc(heap, 64);
+        free(heap, block.wrapping_add(100 << 20), 64);
     });
 }
 
 #[test]
 fn a_wrong_layout_is_reported() {
     const NAME: &str = "a_wrong_layout_is_reported";
-    ends_with(NAME, "smaller", "another layout", |heap| unsafe {
-        heap.dealloc(heap.alloc(layout(1000)), layout(100));
+    ends_with(NAME, "smaller", "another layout", |heap| {
+        free(heap, alloc(heap, 1000), 100);
     });
-    ends_with(NAME, "larger", "another layout", |heap| unsafe {
-        heap.dealloc(heap.alloc(layout(100)), layout(1000));
+    ends_with(NAME, "larger", "another layout", |heap| {
+        free(heap, alloc(heap, 100), 1000);
     });
-    ends_with(NAME, "large", "another layout", |heap| unsafe {
-        heap.dealloc(heap.alloc(layout(300_000)), layout(900_000));
+    ends_with(NAME, "large", "another layout", |heap| {
+        free(heap, alloc(heap, 300_000), 900_000);
     });
 }
 
@@ -92,16 +100,14 @@ fn right_use_is_not_reported() {
     let output = in_child("right_use_is_not_reported", "right", || {
         let heap = heap();
         for size in [1, 8, 16, 100, 5000, 100_000, 200_000, 3 << 20] {
-            // SAFETY: each block is given back once, as it is then.
-            unsafe {
-                let mut block = heap.alloc(layout(size));
-                let mut now = size;
-                for next in [size * 3 / 4 + 1, size / 2 + 1, size, size / 4 + 1, 2 * size] {
-                    block = heap.realloc(block, layout(now), next);
-                    now = next;
-                }
-                heap.dealloc(block, layout(now));
+            let mut block = alloc(&heap, size);
+            let mut now = size;
+            for next in [size * 3 / 4 + 1, size / 2 + 1, size, size / 4 + 1, 2 * size] {
+                // SAFETY: the block is of this heap, and has this layout.
+                block = unsafe { heap.realloc(block, layout(now), next) };
+                now = next;
             }
+            free(&heap, block, now);
         }
     });
     assert_success(&output);
