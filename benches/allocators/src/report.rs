@@ -15,17 +15,23 @@ impl Table {
     }
 
     /// Prints each rival's medians, and those of the first over its own: above 1 the first is faster,
-    /// and takes more memory.
+    /// takes more processor time, and takes more memory.
     pub fn print(&self, title: &str, names: &[&str]) {
         let speed = |rival: usize| median(self.0[rival].iter().map(|it| it.speed));
         let peak = |rival: usize| median(self.0[rival].iter().map(|it| it.peak as f64));
         println!("\n{title}");
-        println!("{:>9} {:>11} {:>9} {:>11}  rival", "Mops/s", "speed", "peak MiB", "memory");
+        let processor = |rival: usize| median(self.0[rival].iter().map(|it| it.processor));
+        println!(
+            "{:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  rival",
+            "Mops/s", "speed", "CPU s", "CPU", "peak MiB", "memory"
+        );
         for (rival, name) in names.iter().enumerate() {
             println!(
-                "{:>9.1} {:>10.2}x {:>9.1} {:>10.2}x  {name}",
+                "{:>9.1} {:>8.2}x {:>9.3} {:>8.2}x {:>9.1} {:>8.2}x  {name}",
                 speed(rival),
                 speed(0) / speed(rival),
+                processor(rival),
+                processor(0) / processor(rival),
                 peak(rival) / 1024.0,
                 peak(0) / peak(rival),
             );
