@@ -18,6 +18,9 @@ use core::ptr;
 /// Milliseconds that an empty span is kept before its memory goes back to the system.
 const KEPT_FOR: u32 = 500;
 
+/// The list of [`Shared::kept`] for extents.
+pub(crate) const EXTENTS: usize = 2;
+
 /// Spans that are given back by one call at most, so that none takes long.
 const GIVEN_AT_ONCE: usize = 4;
 
@@ -60,8 +63,9 @@ unsafe impl Sync for Core {}
 /// What is changed under the heap's lock.
 pub(crate) struct Shared {
     pub(crate) territory: Territory,
-    /// Empty spans, the latest first: of one slice, of eight, and runs of each length.
-    pub(crate) kept: [List<Span>; 2],
+    /// What was freed and is kept for the next who needs it, the latest first: spans of one slice and
+    /// of eight, extents, and runs of each length.
+    pub(crate) kept: [List<Span>; 3],
     pub(crate) kept_runs: [List<Span>; SLICES + 1],
     /// Spans of threads that are gone, by class.
     orphans: [List<Span>; class::COUNT],
@@ -79,7 +83,7 @@ impl Shared {
     pub(crate) fn new(table: Table, unmade: StepBy<Range<usize>>) -> Self {
         Self {
             territory: Territory::new(table),
-            kept: [const { List::new() }; 2],
+            kept: [const { List::new() }; 3],
             kept_runs: [const { List::new() }; SLICES + 1],
             orphans: [const { List::new() }; class::COUNT],
             taken: List::new(),
@@ -229,7 +233,8 @@ impl Core {
                 && let Some(span) = kept_list(shared, list).last()
                 && now.wrapping_sub(span.freed.get()) > KEPT_FOR
             {
-                left -= 1;
+                // Dropping an extent's memory is work for one call.
+                left -= if list == EXTENTS { left } else { 1 };
                 let span = self.table.keep(span);
                 self.give_back(shared, list, span);
             }
@@ -254,6 +259,9 @@ impl Core {
     /// Gives a kept span's memory to the system, and its address space to the territory.
     fn give_back(&self, shared: &mut Shared, list: usize, span: &Span) {
         kept_list(shared, list).remove(span);
+        if list == EXTENTS {
+            return self.give_extent(&mut shared.territory, span);
+        }
         let address = self.table.address_of(span);
         let slices = match list {
             0 => {

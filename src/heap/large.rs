@@ -2,16 +2,23 @@
 //! they are runs of slices, kept for a while when freed; beyond, whole chunks.
 
 use super::class;
-use super::core::{Core, Shared};
+use super::core::{Core, EXTENTS, Shared};
 use super::pages::{move_memory, renew};
 use super::span::{Kind, Span};
 use super::table::{SLICE, SLICES, Use};
+use super::territory::Territory;
 use crate::atomic::Ordering;
 use crate::page::{CHUNK, CHUNK_SHIFT};
 use core::ptr;
 
 /// The most bytes of a block that is a run of slices.
 const RUN_MAX: usize = CHUNK / 2;
+
+/// The most bytes of a block whose memory is kept when it is freed. That of a larger one goes at once.
+const KEPT_MAX: usize = 32 << 20;
+
+/// Kept extents that are looked at for one of the right length.
+const LOOKED_AT: usize = 8;
 
 /// Whether blocks of this layout are whole chunks.
 fn is_chunks(size: usize, align: usize) -> bool {
@@ -22,7 +29,7 @@ impl Core {
     /// A block without a class; null if there is no address space or no budget for it.
     pub(crate) fn allocate_large(&self, size: usize, align: usize, zeroed: bool) -> *mut u8 {
         let attempt = || match is_chunks(size, align) {
-            true => self.take_extent(size, align),
+            true => self.take_extent(size, align, zeroed),
             false => self.take_run(size, zeroed),
         };
         let span = attempt().or_else(|| {
@@ -69,8 +76,19 @@ impl Core {
     }
 
     /// Whole chunks for a block of `size` bytes.
-    fn take_extent(&self, size: usize, align: usize) -> Option<&Span> {
+    fn take_extent(&self, size: usize, align: usize, zeroed: bool) -> Option<&Span> {
         let pages = u32::try_from(self.pages.of(size)).ok()?;
+        if !zeroed
+            && align <= CHUNK
+            && let Some(span) = self.take_kept_extent(chunks(size))
+        {
+            if pages <= span.carved.get() || self.recharge(span, size) {
+                span.kind.set(Kind::Chunks);
+                return Some(span);
+            }
+            self.keep(&self.shared.lock().kept[EXTENTS], span);
+            return None;
+        }
         if !self.pages.lend(pages as usize) {
             return None;
         }
@@ -80,6 +98,19 @@ impl Core {
             return None;
         };
         Some(self.start_extent(first, pages))
+    }
+
+    /// A kept extent of so many chunks, if one of the latest is.
+    fn take_kept_extent(&self, count: usize) -> Option<&Span> {
+        let shared = self.shared.lock();
+        let fits = |span: &&Span| {
+            let first = self.table.slice_of(span) / SLICES;
+            self.table.chunk(first).count.get() as usize == count
+        };
+        let list = &shared.kept[EXTENTS];
+        let span = list.iter().take(LOOKED_AT).find(fits)?;
+        list.remove(span);
+        Some(self.table.keep(span))
     }
 
     /// The entry of a block in the extent that begins at chunk `first`.
@@ -104,13 +135,19 @@ impl Core {
             self.keep(&shared.kept_runs[span.size.get() as usize], span);
             return self.give_aged(&mut shared);
         }
-        let pages = span.carved.get() as usize;
-        self.pages.discard_lent(self.table.address_of(span), pages);
-        self.give_extent(span);
+        if self.bytes(span) <= KEPT_MAX {
+            let mut shared = self.shared.lock();
+            self.keep(&shared.kept[EXTENTS], span);
+            return self.give_aged(&mut shared);
+        }
+        // Before the lock is taken, since it may take long: the span is still the caller's.
+        self.pages.discard_lent(self.table.address_of(span), span.carved.replace(0) as usize);
+        self.give_extent(&mut self.shared.lock().territory, span);
     }
 
-    /// Gives the chunks of a block back, behind which there is no memory.
-    fn give_extent(&self, span: &Span) {
+    /// Gives the chunks of a block back, and what is behind them.
+    pub(crate) fn give_extent(&self, territory: &mut Territory, span: &Span) {
+        self.pages.discard_lent(self.table.address_of(span), span.carved.get() as usize);
         let first = self.table.slice_of(span) / SLICES;
         let entry = self.table.chunk(first);
         let count = entry.count.get() as usize;
@@ -118,7 +155,7 @@ impl Core {
             renew(self.table.address_of(span), count << CHUNK_SHIFT);
         }
         span.kind.set(Kind::None);
-        self.shared.lock().territory.give_chunks(first, count);
+        territory.give_chunks(first, count);
     }
 
     /// Makes a large block one of `size` bytes without copying it, where it is or elsewhere; null,
@@ -205,7 +242,9 @@ impl Core {
             return None;
         };
         debug_assert_eq!(self.table.chunk(first).used.get(), Use::Taken);
-        self.give_extent(span);
+        // Its memory and its charge are the new one's.
+        span.carved.set(0);
+        self.give_extent(&mut self.shared.lock().territory, span);
         self.table.chunk(first).moved.set(true);
         Some(self.start_extent(first, before + more as u32))
     }

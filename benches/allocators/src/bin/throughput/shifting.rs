@@ -10,11 +10,7 @@ const ALIVE: usize = 20_000;
 const PHASES: usize = 12;
 
 /// Millions of operations a second, of `threads` threads with `steps` steps each.
-pub fn shifting<A: GlobalAlloc + Sync>(
-    allocator: &A,
-    threads: usize,
-    steps: usize,
-) -> f64 {
+pub fn shifting<A: GlobalAlloc + Sync>(allocator: &A, threads: usize, steps: usize) -> f64 {
     let start = Instant::now();
     std::thread::scope(|scope| {
         for thread in 0..threads {

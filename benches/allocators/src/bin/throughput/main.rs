@@ -61,7 +61,9 @@ fn main() -> ExitCode {
 /// Runs everything, `rounds` times after one that does not count, and prints the tables.
 fn compare(share: usize, rounds: usize, only: &str) {
     for threads in [1, 2, 4] {
-        for (workload, steps) in [("larson", 4_000_000), ("mstress", 600_000), ("shifting", 6_000_000)] {
+        for (workload, steps) in
+            [("larson", 4_000_000), ("mstress", 600_000), ("shifting", 6_000_000)]
+        {
             if !workload.contains(only) {
                 continue;
             }
