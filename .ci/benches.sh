@@ -2,3 +2,13 @@
 # Every benchmark in its quick mode, so that none rots.
 set -euo pipefail
 cargo bench --benches -- --quick
+
+# The rivals' C needs make and a compiler.
+if ! { command -v make && command -v cc; } > /dev/null; then
+    apt-get update -q && apt-get install -qy make gcc
+fi
+cd benches/allocators
+cargo fmt --check
+for bench in throughput programs; do
+    cargo run --release --bin "$bench" -- --quick
+done

@@ -15,6 +15,14 @@ diff <("$ngrams" src/*.rs | head -20) <("$ngrams" --mmap src/*.rs | head -20)
 echo "-- a budget that is large enough"
 "$ngrams" --budget 1G Cargo.toml | tail -2
 
+echo "-- the global allocator, in a budget and without"
+job=target/release/examples/global_allocator
+"$job" | grep '24 indexed, 0 did not fit'
+"$job" --budget 48M | grep -E '[1-9][0-9]* indexed, [1-9][0-9]* did not fit'
+"$job" --budget 1M | grep '0 indexed, 24 did not fit'
+"$job" README.md CHANGELOG.md | head -1
+LACUNA_STATS=1 "$job" README.md 2>&1 > /dev/null | grep 'heap "global"'
+
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 

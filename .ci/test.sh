@@ -14,6 +14,8 @@ check() {
 }
 
 check cargo test -- --nocapture
+check cargo test --all-features --test heap_collections
+check cargo test --release --test heap --test heap_model --test global_allocator
 check cargo test --release --test stack --test lending --test huge_pages --test contention
 
 echo "-- with the tuning constants shrunk: see src/fault/tuning.rs"

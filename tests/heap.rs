@@ -175,10 +175,12 @@ fn growing_a_large_block_does_not_copy() {
 #[test]
 fn zeroed_blocks_are_not_cleared_where_they_are_zero() {
     let heap = heap(64 * GIB, None);
-    for size in [300_000, 32 * MIB, 8 * GIB] {
+    for size in [100_000, 300_000, 32 * MIB, 8 * GIB] {
         // SAFETY: the layout has a size.
         let block = unsafe { heap.alloc_zeroed(layout(size)) };
-        assert_eq!(rss(block.addr(), size), 0, "{size}");
+        // The first word of a block that has a class was part of a list.
+        let touched = if size < 128 << 10 { page_size() } else { 0 };
+        assert_eq!(rss(block.addr(), size), touched, "{size}");
         // SAFETY: the block is so long.
         unsafe { block.write_bytes(1, size.min(MIB)) };
         free(&heap, block, layout(size));

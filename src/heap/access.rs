@@ -33,15 +33,13 @@ impl Core {
 
     /// As `GlobalAlloc::alloc_zeroed`.
     pub(crate) fn allocate_zeroed(&self, layout: Layout) -> *mut u8 {
-        if class::for_layout(layout.size(), layout.align()).is_none() {
-            return self.allocate_large(layout.size(), layout.align(), true);
+        match class::for_layout(layout.size(), layout.align()) {
+            Some(class) => match self.cache() {
+                Some(cache) => cache.allocate_zeroed(class, layout.size()),
+                None => self.common.lock().0.allocate_zeroed(class, layout.size()),
+            },
+            None => self.allocate_large(layout.size(), layout.align(), true),
         }
-        let block = self.allocate(layout);
-        if !block.is_null() {
-            // SAFETY: the block is new, and at least so long.
-            unsafe { block.write_bytes(0, layout.size()) };
-        }
-        block
     }
 
     /// As `GlobalAlloc::dealloc`.

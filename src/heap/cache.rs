@@ -40,8 +40,8 @@ pub(crate) struct Cache {
     pub(crate) core: *const Core,
     /// A copy of the heap's.
     pub(crate) table: Table,
-    /// Whether a thread has it. Belongs to the heap's lock.
-    pub(crate) taken: Cell<bool>,
+    /// Whether the last block that `refill` found was zeroes, but for its first word.
+    found_zeroes: Cell<bool>,
     links: Links<Cache>,
     bins: [Bin; class::COUNT],
 }
@@ -57,7 +57,7 @@ impl Cache {
         Self {
             core,
             table,
-            taken: Cell::new(false),
+            found_zeroes: Cell::new(false),
             links: Links::new(),
             bins: [const {
                 Bin {
@@ -91,6 +91,18 @@ impl Cache {
         #[cfg(debug_assertions)]
         self.core().check_allocated(block.cast(), class);
         block.cast()
+    }
+
+    /// As [`allocate`](Self::allocate), with the first `size` bytes zero.
+    pub(crate) fn allocate_zeroed(&self, class: usize, size: usize) -> *mut u8 {
+        self.found_zeroes.set(false);
+        let block = self.allocate(class);
+        if !block.is_null() {
+            let written = if self.found_zeroes.get() { size.min(size_of::<Block>()) } else { size };
+            // SAFETY: the block is new, and at least so long.
+            unsafe { block.write_bytes(0, written) };
+        }
+        block
     }
 
     /// Frees a block of `span`.
@@ -138,6 +150,7 @@ impl Cache {
                 span.collect();
                 let fresh = span.free.get().is_null();
                 let list = if fresh { self.core().carve(span) } else { span.take() };
+                self.found_zeroes.set(fresh && span.is_clean.get());
                 if !list.is_null() {
                     // SAFETY: the list is this thread's now.
                     bin.free.set(unsafe { Block::next(list) });

@@ -173,6 +173,7 @@ impl Core {
         let span = self.table.span(first);
         span.populated.set(0);
         span.is_full.set(false);
+        span.is_clean.set(true);
         Some(span)
     }
 
@@ -192,6 +193,7 @@ impl Core {
     pub(crate) fn keep(&self, list: &List<Span>, span: &Span) {
         span.set_owner(ptr::null());
         span.kind.set(Kind::Kept);
+        span.is_clean.set(false);
         // Of no other use while it is empty.
         span.freed.set(now());
         list.push_front(span);
@@ -257,7 +259,7 @@ impl Core {
     }
 
     /// Gives a kept span's memory to the system, and its address space to the territory.
-    fn give_back(&self, shared: &mut Shared, list: usize, span: &Span) {
+    pub(crate) fn give_back(&self, shared: &mut Shared, list: usize, span: &Span) {
         kept_list(shared, list).remove(span);
         if list == EXTENTS {
             return self.give_extent(&mut shared.territory, span);

@@ -14,8 +14,8 @@ use core::ptr;
 /// The most bytes of a block that is a run of slices.
 const RUN_MAX: usize = CHUNK / 2;
 
-/// The most bytes of a block whose memory is kept when it is freed. That of a larger one goes at once.
-const KEPT_MAX: usize = 32 << 20;
+/// The most bytes of freed extents that are kept. The memory of a larger block goes at once.
+const KEPT_MAX: usize = 4 << 20;
 
 /// Kept extents that are looked at for one of the right length.
 const LOOKED_AT: usize = 8;
@@ -136,13 +136,25 @@ impl Core {
             return self.give_aged(&mut shared);
         }
         if self.bytes(span) <= KEPT_MAX {
-            let mut shared = self.shared.lock();
-            self.keep(&shared.kept[EXTENTS], span);
-            return self.give_aged(&mut shared);
+            return self.keep_extent(span);
         }
         // Before the lock is taken, since it may take long: the span is still the caller's.
         self.pages.discard_lent(self.table.address_of(span), span.carved.replace(0) as usize);
         self.give_extent(&mut self.shared.lock().territory, span);
+    }
+
+    /// Keeps a freed extent, and gives the oldest ones back instead if they are too much together.
+    fn keep_extent(&self, span: &Span) {
+        let mut shared = self.shared.lock();
+        self.keep(&shared.kept[EXTENTS], span);
+        loop {
+            let kept = &shared.kept[EXTENTS];
+            let all: usize = kept.iter().map(|span| self.bytes(span)).sum();
+            let Some(oldest) = kept.last().filter(|_| all > KEPT_MAX) else { break };
+            let oldest = self.table.keep(oldest);
+            self.give_back(&mut shared, EXTENTS, oldest);
+        }
+        self.give_aged(&mut shared);
     }
 
     /// Gives the chunks of a block back, and what is behind them.

@@ -55,6 +55,9 @@ pub(crate) struct Span {
     pub(crate) back: AtomicU8,
     /// Whether it lies in its bin's list of full spans.
     pub(crate) is_full: Cell<bool>,
+    /// Whether blocks that were not carved yet hold zeroes: no span lay here since the kernel gave the
+    /// memory.
+    pub(crate) is_clean: Cell<bool>,
     pub(crate) links: Links<Span>,
 }
 
