@@ -9,6 +9,7 @@ if ! { command -v make && command -v cc; } > /dev/null; then
 fi
 cd benches/allocators
 cargo fmt --check
+cargo clippy --release -- -D warnings
 for bench in throughput programs; do
     cargo run --release --bin "$bench" -- --quick
 done

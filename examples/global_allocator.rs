@@ -72,7 +72,7 @@ fn arguments() -> std::result::Result<(Option<String>, Vec<String>), String> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--budget" => {
-                budget = Some(arguments.next().ok_or("--budget needs a number of bytes")?)
+                budget = Some(arguments.next().ok_or("--budget needs a number of bytes")?);
             }
             option if option.starts_with('-') => return Err(format!("no such option: {option}")),
             _ => files.push(argument),
