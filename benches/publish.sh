@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every benchmark in full, twenty minutes on a quiet machine, and writes BENCHMARKS.md and its
+# Runs every benchmark in full, half an hour on a quiet machine, and writes BENCHMARKS.md and its
 # picture from what they measured.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,6 +12,9 @@ for bench in first_touch scattered discard growth arenas; do
         cargo bench --bench "$bench"
 done
 cp "$tables/first_touch.svg" benches/first_touch.svg
+for bench in throughput programs; do
+    (cd benches/allocators && cargo run --release --bin "$bench") > "$tables/$bench.md"
+done
 
 {
     cat benches/BENCHMARKS.head.md
@@ -22,5 +25,10 @@ cp "$tables/first_touch.svg" benches/first_touch.svg
     for bench in first_touch scattered discard growth arenas; do
         printf '\n## `cargo bench --bench %s`\n\n' "$bench"
         cat "$tables/$bench.md"
+    done
+    for bench in throughput programs; do
+        printf '\n## `cd benches/allocators; cargo run --release --bin %s`\n\n```text' "$bench"
+        cat "$tables/$bench.md"
+        printf '```\n'
     done
 } > BENCHMARKS.md

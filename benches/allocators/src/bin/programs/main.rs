@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        [] => compare(21, 1),
+        [] => compare(11, 2),
         ["--quick"] => compare(3, 10),
         ["run", job, share] => {
             let share = share.parse().expect("a number");
