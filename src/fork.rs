@@ -28,8 +28,9 @@ const LAYERS: usize = 2;
 /// The hooks of each layer.
 static HOOKS: [AtomicPtr<Hooks>; LAYERS] = [const { AtomicPtr::new(ptr::null_mut()) }; LAYERS];
 
-/// Whether the C library knows us.
-static KNOWN: Mutex<bool> = Mutex::new(false);
+/// 1 once the C library knows us; the lock is for whoever makes us known.
+static KNOWN: AtomicU32 = AtomicU32::new(0);
+static INTRODUCING: Mutex<()> = Mutex::new(());
 
 /// The layers whose hooks ran before the fork that is under way, a bit each: one that installs its
 /// hooks meanwhile has nothing to undo. It is written and read by the thread that forks, or its copy,
@@ -38,17 +39,25 @@ static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
 
 /// Has a layer's hooks run around each fork from now on. They cannot be removed.
 pub(crate) fn install(layer: Layer, hooks: &'static Hooks) -> Result<(), Errno> {
-    let mut known = KNOWN.lock();
-    if !*known {
+    if KNOWN.load(Ordering::Acquire) == 0 {
+        introduce()?;
+    }
+    // Release pairs with the Acquire in `hooks`: constant data, which needs no more than that.
+    HOOKS[layer as usize].store(ptr::from_ref(hooks).cast_mut(), Ordering::Release);
+    Ok(())
+}
+
+fn introduce() -> Result<(), Errno> {
+    let _introducing = INTRODUCING.lock();
+    // Relaxed: under the lock.
+    if KNOWN.load(Ordering::Relaxed) == 0 {
         // SAFETY: the hooks are functions of this library, and there until the process ends.
         let result = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
         if result != 0 {
             return Err(Errno::from_raw(result));
         }
-        *known = true;
+        KNOWN.store(1, Ordering::Release);
     }
-    // Release pairs with the Acquire in `hooks`: constant data, which needs no more than that.
-    HOOKS[layer as usize].store(ptr::from_ref(hooks).cast_mut(), Ordering::Release);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 
 use crate::atomic::{AtomicU32, Ordering};
 use lock_api::{GuardNoSend, RawMutex};
+use nix::errno::Errno;
 
 /// Nobody holds the lock.
 const FREE: u32 = 0;
@@ -59,6 +60,7 @@ impl RawFutex {
 /// futex(2) on a word of this process. Its errors (EAGAIN, EINTR) only mean "look again", which
 /// the callers do.
 fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
+    let errno = Errno::last_raw();
     // SAFETY: the word is a live, aligned u32; no timeout is passed.
     unsafe {
         libc::syscall(
@@ -69,6 +71,8 @@ fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
             core::ptr::null::<libc::timespec>(),
         );
     }
+    // Whoever frees memory under this lock may be about to read it.
+    Errno::set_raw(errno);
 }
 
 #[cfg(test)]

@@ -149,12 +149,16 @@ fn rearm() -> Result<()> {
     set_descriptor(own.into_fd().into_raw_fd());
     // SAFETY: `before_fork` locked it, on this thread, which is the only one.
     let registrar = unsafe { &*REGISTRAR.data_ptr() };
-    // Relaxed: no other thread is left that could change it.
-    let lazy = |region: &&Region| region.handed_over.load(Ordering::Relaxed) == 0;
-    registrar.regions().filter(lazy).try_for_each(|region| {
+    registrar.regions().filter(|region| is_lazy(region)).try_for_each(|region| {
         let (start, len) = (region.address_of(0), region.pages << region.page_shift);
         register(start, len).map(drop)
     })
+}
+
+/// Whether the region is not a heap's, which the kernel fills by itself.
+fn is_lazy(region: &Region) -> bool {
+    // Relaxed: asked in a forked child, where no other thread is left that could change it.
+    region.handed_over.load(Ordering::Relaxed) == 0
 }
 
 /// Without a userfaultfd the child would read zeroes where a template should be. It may be about to
@@ -164,7 +168,7 @@ fn give_up() {
     // SAFETY: the message is valid, the regions are mappings of ours, and the lock is held.
     unsafe {
         libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len());
-        for region in (*REGISTRAR.data_ptr()).regions() {
+        for region in (*REGISTRAR.data_ptr()).regions().filter(|region| is_lazy(region)) {
             let start = ptr::with_exposed_provenance_mut(region.address_of(0));
             libc::mprotect(start, region.pages << region.page_shift, libc::PROT_NONE);
         }

@@ -6,7 +6,6 @@ use crate::fault::bits::Snapshot;
 use crate::fault::region::Region;
 use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
-use core::ops::Range;
 use core::ptr;
 
 impl Arena {
@@ -60,18 +59,18 @@ impl Arena {
             if allowed == 0 {
                 break;
             }
-            // As a filler: a page that was dropped behind our back faults here.
-            let restored = self.as_filler(index, |region, chunk| {
-                // SAFETY: nobody else accesses the pages.
-                unsafe { restore_chunk(region, chunk, allowed) }
-            });
-            let Some(restored) = restored else { break };
+            let plan = self.as_filler(index, |region, chunk| Plan::of(region, chunk, allowed));
+            let Some(plan) = plan else { break };
             let pages = self.region().pages_of(index);
-            self.discard_set(pages.start, &restored.lent)?;
-            if restored.end < pages.len() {
-                return Ok(pages.start + restored.end);
+            // Outside of the chunk: should a page have been dropped behind our back, writing to it
+            // faults, and that must not happen to a thread that a fork waits for.
+            // SAFETY: nobody else accesses the pages.
+            unsafe { write_template(self.region(), pages.start, &plan.kept) };
+            self.discard_set(pages.start, &plan.lent)?;
+            if plan.end < pages.len() {
+                return Ok(pages.start + plan.end);
             }
-            allowed -= restored.pages;
+            allowed -= plan.pages;
             from = index + 1;
         }
         Ok(self.region().pages_of(from).start.min(self.region().pages))
@@ -92,53 +91,54 @@ impl Arena {
     }
 }
 
-/// What became of the first pages of a chunk.
-struct Restored {
-    /// Pages restored.
+/// What becomes of the first pages of a chunk.
+struct Plan {
+    /// Pages to restore, and how many they are.
+    kept: Snapshot,
     pages: usize,
-    /// How far it came, in pages of the chunk.
+    /// How far it comes, in pages of the chunk.
     end: usize,
     /// Pages before that which the kernel may have filled by itself: what they hold is not known.
     lent: Snapshot,
 }
 
-/// Restores at most `allowed` resident pages of a chunk, from its first on, as a filler.
-///
-/// # Safety
-/// Nobody else accesses the pages.
-unsafe fn restore_chunk(region: &Region, chunk: &Chunk<'_>, allowed: usize) -> Restored {
-    let whole = region.pages_of(chunk.index);
-    let resident = chunk.resident.load();
-    let lent = chunk.lent().map_or(Snapshot::EMPTY, |lent| lent.load());
-    let limit = region.limit().clamp(whole.start, whole.end) - whole.start;
-    let (mut pages, mut end) = (0, 0);
-    while pages < allowed {
-        let start = resident.next_set(end..limit);
-        end = resident.next_clear(start..limit).min(start + (allowed - pages));
-        if start == end {
-            break;
+impl Plan {
+    /// Keeps at most `allowed` resident pages of a chunk within the limit, from its first on.
+    fn of(region: &Region, chunk: &Chunk<'_>, allowed: usize) -> Self {
+        let whole = region.pages_of(chunk.index);
+        let resident = chunk.resident.load();
+        let lent = chunk.lent().map_or(Snapshot::EMPTY, |lent| lent.load());
+        let limit = region.limit().clamp(whole.start, whole.end) - whole.start;
+        let (mut pages, mut end) = (0, 0);
+        while pages < allowed {
+            let start = resident.next_set(end..limit);
+            end = resident.next_clear(start..limit).min(start + (allowed - pages));
+            if start == end {
+                break;
+            }
+            pages += end - start;
         }
-        // SAFETY: the pages are resident, and nobody else accesses them.
-        unsafe { write_template(region, whole.start + start..whole.start + end) };
-        pages += end - start;
+        Self { kept: resident.before(end), pages, end, lent: lent.before(end) }
     }
-    // Past the last restored one there may be no other before the limit, where the rest begins.
-    Restored { pages, end, lent: lent.before(end) }
 }
 
-/// Writes the template's content over `pages` of the reservation.
+/// Writes the template's content over `pages` of the chunk that begins at page `first`.
 ///
 /// # Safety
 /// They are resident, and nobody else accesses them.
-unsafe fn write_template(region: &Region, pages: Range<usize>) {
-    for page in pages {
-        let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(page));
+unsafe fn write_template(region: &Region, first: usize, pages: &Snapshot) {
+    let count = region.chunk_pages();
+    let mut page = pages.next_set(0..count);
+    while page < count {
+        let (at, shift) = (first + page, region.page_shift);
+        let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(at));
         // SAFETY: as the caller promises; the source is ordinary memory, or nothing is kept.
         unsafe {
-            if !matches!(region.source.at(page, region.page_shift), Content::Bytes { .. }) {
-                target.write_bytes(0, 1 << region.page_shift);
+            if !matches!(region.source.at(at, shift), Content::Bytes { .. }) {
+                target.write_bytes(0, 1 << shift);
             }
-            region.source.write(page, 1, region.page_shift, target);
+            region.source.write(at, 1, shift, target);
         }
+        page = pages.next_set(page + 1..count);
     }
 }

@@ -110,6 +110,19 @@ impl Ledger {
         self.add_resident(pages);
     }
 
+    /// Whether no promise is open.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.account.load(Ordering::Acquire) >> PROMISED_SHIFT == 0
+    }
+
+    /// Takes back the promises of threads that are gone: those of the parent, in a forked child.
+    pub(crate) fn forget_promises(&self) {
+        // Relaxed: no other thread is left.
+        let account = self.account.load(Ordering::Relaxed);
+        let promised = account >> PROMISED_SHIFT;
+        self.account.store((account & CHARGED_MASK).saturating_sub(promised), Ordering::Relaxed);
+    }
+
     /// How many pages `budget` has left; `None` if there is no bound.
     pub(crate) fn room(&self, budget: u64) -> Option<u64> {
         // Relaxed: advice; what counts is `charge`.

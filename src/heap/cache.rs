@@ -141,10 +141,23 @@ impl Cache {
         }
     }
 
-    /// Finds more blocks, and hands out the first.
+    /// Finds more blocks, and hands out the first; null if there are none after everything was given
+    /// back that no block uses.
     #[cold]
     #[inline(never)]
     fn refill(&self, bin: &Bin, class: usize) -> *mut u8 {
+        match self.find(bin, class) {
+            block if block.is_null() => {
+                self.release_empty();
+                self.core().give_kept();
+                self.find(bin, class)
+            }
+            block => block,
+        }
+    }
+
+    /// Finds more blocks, and hands out the first.
+    fn find(&self, bin: &Bin, class: usize) -> *mut u8 {
         loop {
             if let Some(span) = bin.current() {
                 span.collect();

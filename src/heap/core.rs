@@ -21,6 +21,9 @@ const KEPT_FOR: u32 = 500;
 /// The list of [`Shared::kept`] for extents.
 pub(crate) const EXTENTS: usize = 2;
 
+/// The lists of runs come after those: of no slice, of one, and so on.
+pub(crate) const FIRST_RUN: usize = EXTENTS + 1;
+
 /// Spans that are given back by one call at most, so that none takes long.
 const GIVEN_AT_ONCE: usize = 4;
 
@@ -65,7 +68,7 @@ pub(crate) struct Shared {
     pub(crate) territory: Territory,
     /// What was freed and is kept for the next who needs it, the latest first: spans of one slice and
     /// of eight, extents, and runs of each length.
-    pub(crate) kept: [List<Span>; 3],
+    pub(crate) kept: [List<Span>; FIRST_RUN],
     pub(crate) kept_runs: [List<Span>; SLICES + 1],
     /// Spans of threads that are gone, by class.
     orphans: [List<Span>; class::COUNT],
@@ -83,7 +86,7 @@ impl Shared {
     pub(crate) fn new(table: Table, unmade: StepBy<Range<usize>>) -> Self {
         Self {
             territory: Territory::new(table),
-            kept: [const { List::new() }; 3],
+            kept: [const { List::new() }; FIRST_RUN],
             kept_runs: [const { List::new() }; SLICES + 1],
             orphans: [const { List::new() }; class::COUNT],
             taken: List::new(),
@@ -202,11 +205,11 @@ impl Core {
     /// Takes a span from a thread that is gone.
     pub(crate) fn give_up_span(&self, span: &Span) {
         span.collect();
+        span.is_full.set(false);
         let mut shared = self.shared.lock();
         if span.is_empty() {
             return self.keep_span(&mut shared, span);
         }
-        span.is_full.set(false);
         span.notify_at.set(u32::MAX);
         span.set_owner(ptr::null());
         shared.orphans[usize::from(span.class.get())].push_back(span);
@@ -243,6 +246,15 @@ impl Core {
         }
     }
 
+    /// Gives back whatever this thread may give back that no block uses: its own spans and what the heap
+    /// keeps. An allocation that found no room does this before it tries for the last time.
+    pub(crate) fn make_room(&self) {
+        if let Some(cache) = self.cache() {
+            cache.release_empty();
+        }
+        self.give_kept();
+    }
+
     /// Gives all that is kept back to the system, and what threads that are gone have left.
     pub(crate) fn give_kept(&self) {
         let mut shared = self.shared.lock();
@@ -276,7 +288,7 @@ impl Core {
             }
             run => {
                 self.pages.discard_lent(address, span.carved.get() as usize);
-                run - shared.kept.len()
+                run - FIRST_RUN
             }
         };
         span.kind.set(Kind::None);
@@ -321,13 +333,9 @@ impl Core {
         }
         let small = class::slices(usize::from(span.class.get())) == 1;
         let address = self.table.address_of(span) + (provided << self.pages.shift);
-        let provide = || match small {
+        let done = match small {
             true => self.pages.populate(address, needed - provided),
             false => self.pages.lend(needed - provided),
-        };
-        let done = provide() || {
-            self.give_kept();
-            provide()
         };
         if done {
             span.populated.set(needed as u16);
@@ -337,8 +345,8 @@ impl Core {
 }
 
 /// The lists of what is kept, one after another.
-fn kept_list(shared: &Shared, list: usize) -> &List<Span> {
-    match list.checked_sub(shared.kept.len()) {
+pub(crate) fn kept_list(shared: &Shared, list: usize) -> &List<Span> {
+    match list.checked_sub(FIRST_RUN) {
         None => &shared.kept[list],
         Some(run) => &shared.kept_runs[run],
     }

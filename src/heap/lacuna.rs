@@ -101,10 +101,14 @@ impl Lacuna {
         if let Some(core) = unsafe { self.core.load(Ordering::Acquire).as_ref() } {
             return Some(core);
         }
+        // Relaxed: a number, which is put back if nothing comes of it.
         let is_first = FIRST.swap(1, Ordering::Relaxed) == 0;
         let environment = is_first.then(environment::read);
         let budget = environment.and_then(|it| it.budget).unwrap_or(self.budget);
-        let core = establish(self.reserve, budget, is_first)?;
+        let Some(core) = establish(self.reserve, budget, is_first) else {
+            FIRST.fetch_and(u32::from(!is_first), Ordering::Relaxed);
+            return None;
+        };
         self.core.store(core.as_ptr(), Ordering::Release);
         if environment.is_some_and(|it| it.stats) {
             environment::print_at_exit(core);

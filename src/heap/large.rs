@@ -2,10 +2,10 @@
 //! they are runs of slices, kept for a while when freed; beyond, whole chunks.
 
 use super::class;
-use super::core::{Core, EXTENTS, Shared};
-use super::pages::{move_memory, renew};
+use super::core::{Core, EXTENTS, FIRST_RUN, Shared, kept_list};
+use super::pages::{Moved, move_memory, renew};
 use super::span::{Kind, Span};
-use super::table::{SLICE, SLICES, Use};
+use super::table::{SLICE, SLICES};
 use super::territory::Territory;
 use crate::atomic::Ordering;
 use crate::page::{CHUNK, CHUNK_SHIFT};
@@ -14,7 +14,8 @@ use core::ptr;
 /// The most bytes of a block that is a run of slices.
 const RUN_MAX: usize = CHUNK / 2;
 
-/// The most bytes of freed extents that are kept. The memory of a larger block goes at once.
+/// The most bytes of freed extents that are kept, and of freed runs of each length. The memory of a
+/// larger block goes at once.
 const KEPT_MAX: usize = 4 << 20;
 
 /// Kept extents that are looked at for one of the right length.
@@ -33,13 +34,13 @@ impl Core {
             false => self.take_run(size, zeroed),
         };
         let span = attempt().or_else(|| {
-            self.give_kept();
+            self.make_room();
             attempt()
         });
         let Some(span) = span else { return ptr::null_mut() };
         self.large.allocated.fetch_add(1, Ordering::Relaxed);
         self.large_bytes.fetch_add(self.bytes(span) as u64, Ordering::Relaxed);
-        ptr::with_exposed_provenance_mut(self.table.address_of(span))
+        self.start_of(span)
     }
 
     /// Bytes that are charged for a large block.
@@ -52,8 +53,7 @@ impl Core {
         let slices = size.div_ceil(SLICE);
         let pages = self.pages.of(size);
         let mut shared = self.shared.lock();
-        // What is kept holds what the last block held.
-        let kept = if zeroed { None } else { shared.kept_runs[slices].pop_front() };
+        let kept = shared.kept_runs[slices].pop_front();
         let span = match kept.map(|span| self.table.keep(span)) {
             Some(span) => span,
             None => {
@@ -69,6 +69,13 @@ impl Core {
                 return None;
             }
             span.carved.set(pages as u32);
+        }
+        drop(shared);
+        if zeroed && !span.is_clean.get() {
+            // It holds what the last block held, on pages that are there: clearing them costs less than
+            // having the kernel drop them and fault them in again.
+            // SAFETY: the run is nobody else's, and so long.
+            unsafe { self.start_of(span).write_bytes(0, size) };
         }
         span.size.set(slices as u32);
         span.kind.set(Kind::Run);
@@ -128,12 +135,13 @@ impl Core {
     /// # Safety
     /// The span is one of a large block, which nobody uses any more.
     pub(crate) unsafe fn free_large(&self, span: &Span) {
-        self.large.freed.fetch_add(1, Ordering::Relaxed);
+        self.large.freed.fetch_add(1, Ordering::Release);
         self.large_bytes.fetch_sub(self.bytes(span) as u64, Ordering::Relaxed);
         if span.kind.get() == Kind::Run {
             let mut shared = self.shared.lock();
-            self.keep(&shared.kept_runs[span.size.get() as usize], span);
-            return self.give_aged(&mut shared);
+            let slices = span.size.get() as usize;
+            self.keep(&shared.kept_runs[slices], span);
+            return self.trim(&mut shared, FIRST_RUN + slices);
         }
         if self.bytes(span) <= KEPT_MAX {
             return self.keep_extent(span);
@@ -143,18 +151,29 @@ impl Core {
         self.give_extent(&mut self.shared.lock().territory, span);
     }
 
-    /// Keeps a freed extent, and gives the oldest ones back instead if they are too much together.
+    /// Keeps a freed extent.
     fn keep_extent(&self, span: &Span) {
         let mut shared = self.shared.lock();
         self.keep(&shared.kept[EXTENTS], span);
-        loop {
-            let kept = &shared.kept[EXTENTS];
-            let all: usize = kept.iter().map(|span| self.bytes(span)).sum();
-            let Some(oldest) = kept.last().filter(|_| all > KEPT_MAX) else { break };
+        self.trim(&mut shared, EXTENTS);
+    }
+
+    /// Gives the oldest of a list of large blocks back, if they are too much together.
+    fn trim(&self, shared: &mut Shared, list: usize) {
+        let mut all: usize = kept_list(shared, list).iter().map(|span| self.bytes(span)).sum();
+        while all > KEPT_MAX
+            && let Some(oldest) = kept_list(shared, list).last()
+        {
             let oldest = self.table.keep(oldest);
-            self.give_back(&mut shared, EXTENTS, oldest);
+            all -= self.bytes(oldest);
+            self.give_back(shared, list, oldest);
         }
-        self.give_aged(&mut shared);
+        self.give_aged(shared);
+    }
+
+    /// The first byte of a large block.
+    fn start_of(&self, span: &Span) -> *mut u8 {
+        ptr::with_exposed_provenance_mut(self.table.address_of(span))
     }
 
     /// Gives the chunks of a block back, and what is behind them.
@@ -189,7 +208,7 @@ impl Core {
         let Some(span) = resized else { return ptr::null_mut() };
         let change = self.bytes(span).wrapping_sub(before) as u64;
         self.large_bytes.fetch_add(change, Ordering::Relaxed);
-        ptr::with_exposed_provenance_mut(self.table.address_of(span))
+        self.start_of(span)
     }
 
     /// In its slices.
@@ -202,10 +221,19 @@ impl Core {
     fn resize_extent<'a>(&'a self, span: &Span, size: usize) -> Option<&'a Span> {
         let first = self.table.slice_of(span) / SLICES;
         let (now, wanted) = (self.table.chunk(first).count.get() as usize, chunks(size));
+        let moved = self.table.chunk(first).moved.get();
+        if moved && wanted > now {
+            // The kernel would see two mappings, which cannot be moved together.
+            return None;
+        }
         let resize =
             |shared: &mut Shared, from, to| from == to || shared.territory.resize(first, from, to);
-        if wanted < now && !self.recharge(span, size) {
-            return None;
+        if wanted < now {
+            self.recharge(span, size);
+            if moved {
+                let rest = self.table.address_of(span) + (wanted << CHUNK_SHIFT);
+                renew(rest, (now - wanted) << CHUNK_SHIFT);
+            }
         }
         if !resize(&mut self.shared.lock(), now, wanted) {
             return None;
@@ -223,7 +251,7 @@ impl Core {
         let (before, Ok(after)) = (span.carved.get(), u32::try_from(self.pages.of(size))) else {
             return false;
         };
-        if after > before && !self.pages.lend((after - before) as usize) {
+        if after > before && !self.lend((after - before) as usize) {
             return false;
         }
         if after < before {
@@ -234,31 +262,44 @@ impl Core {
         true
     }
 
+    /// Charges pages for a block that grows, if need be after everything that is unused was given back.
+    fn lend(&self, pages: usize) -> bool {
+        self.pages.lend(pages) || {
+            self.make_room();
+            self.pages.lend(pages)
+        }
+    }
+
     /// In other chunks, with the pages moved there.
     fn move_extent(&self, span: &Span, size: usize, align: usize) -> Option<&Span> {
         let before = span.carved.get();
         let more = self.pages.of(size).checked_sub(before as usize)?;
-        if !self.pages.lend(more) {
+        if !self.lend(more) {
             return None;
         }
         let taken = self.shared.lock().territory.take_chunks(chunks(size), align_chunks(align));
-        let moved = taken.filter(|first| {
-            let target = self.table.base + (first << CHUNK_SHIFT);
-            move_memory(self.table.address_of(span), target, self.bytes(span))
-        });
-        let Some(first) = moved else {
-            if let Some(first) = taken {
-                self.shared.lock().territory.give_chunks(first, chunks(size));
-            }
+        let moved = taken.map(|first| (first, self.move_to(span, first, chunks(size))));
+        let Some((first, Moved::There | Moved::SourceLost)) = moved else {
+            // Address space that was lost is never given out again.
             self.pages.ledger().release(0, more as u64);
             return None;
         };
-        debug_assert_eq!(self.table.chunk(first).used.get(), Use::Taken);
-        // Its memory and its charge are the new one's.
+        // The memory and its charge are the new block's.
         span.carved.set(0);
-        self.give_extent(&mut self.shared.lock().territory, span);
+        self.table.chunk(self.table.slice_of(span) / SLICES).moved.set(false);
+        if let Some((_, Moved::There)) = moved {
+            self.give_extent(&mut self.shared.lock().territory, span);
+        }
         self.table.chunk(first).moved.set(true);
         Some(self.start_extent(first, before + more as u32))
+    }
+
+    /// Moves the memory of a block to the `count` chunks from `first` on.
+    fn move_to(&self, span: &Span, first: usize, count: usize) -> Moved {
+        let extent = self.table.chunk(self.table.slice_of(span) / SLICES).count.get() as usize;
+        let target = self.table.base + (first << CHUNK_SHIFT);
+        let from = self.table.address_of(span);
+        move_memory(from, extent << CHUNK_SHIFT, target, count << CHUNK_SHIFT)
     }
 }
 

@@ -47,6 +47,10 @@ impl Pages {
         let mut done = false;
         self.charge(pages, |promised| {
             done = make_present(address, pages << self.shift, 1 << self.shift);
+            if !done {
+                // It may have come half-way.
+                drop_memory(address, pages << self.shift);
+            }
             self.ledger().settle(promised, if done { promised } else { 0 }, 0);
         });
         done
@@ -65,7 +69,10 @@ impl Pages {
                 }
                 Charge::Promised(promised) => {
                     self.ledger().settle(promised, 0, 0);
-                    return false;
+                    if self.ledger().is_settled() {
+                        return false;
+                    }
+                    pause(10_000);
                 }
                 // Another thread is about to say whether it needs what it was promised.
                 Charge::Pending => pause(10_000),
@@ -94,13 +101,13 @@ impl Pages {
 /// Has the kernel fill a range, so that no touch of it faults, as madvise(2) MADV_POPULATE_WRITE does
 /// since Linux 5.14. False if it has no memory.
 fn make_present(address: usize, len: usize, page: usize) -> bool {
-    let start = ptr::with_exposed_provenance_mut::<u8>(address);
+    let start = at(address).cast::<u8>();
     // SAFETY: populating changes no content; the range is the heap's.
-    if unsafe { libc::madvise(start.cast(), len, libc::MADV_POPULATE_WRITE) } == 0 {
-        return true;
-    }
-    if Errno::last() != Errno::EINVAL {
-        return false;
+    let advise = || unsafe { libc::madvise(start.cast(), len, libc::MADV_POPULATE_WRITE) };
+    match quietly(|| Errno::result(advise())) {
+        Ok(_) => return true,
+        Err(Errno::EINVAL) => {}
+        Err(_) => return false,
     }
     for offset in (0..len).step_by(page) {
         // SAFETY: the range is the heap's, and no block lies there yet.
@@ -111,38 +118,78 @@ fn make_present(address: usize, len: usize, page: usize) -> bool {
 
 /// Gives the memory of a range of the heap's back to the kernel. It reads zeroes afterwards.
 fn drop_memory(address: usize, len: usize) {
-    let start = ptr::with_exposed_provenance_mut::<u8>(address);
     // SAFETY: no block lies in the range.
-    let result = unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
+    let result = quietly(|| unsafe { libc::madvise(at(address), len, libc::MADV_DONTNEED) });
     if result != 0 {
         // It is locked in memory: then it stays, but must not show what it held.
         // SAFETY: as above; the heap's memory is readable and writable.
-        unsafe { start.write_bytes(0, len) };
+        unsafe { at(address).cast::<u8>().write_bytes(0, len) };
     }
 }
 
-/// Moves the memory behind `len` bytes from `from` to `to`, without copying it; what was behind `to`
-/// is gone, and `from` reads zeroes afterwards. Since Linux 5.7; false, and nothing changed, if it
-/// cannot be.
-pub(crate) fn move_memory(from: usize, to: usize, len: usize) -> bool {
-    let at = ptr::with_exposed_provenance_mut::<libc::c_void>;
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
-    // SAFETY: both ranges are the heap's; no block lies at the target, and the one at the source is
-    // the caller's, who goes on with the target.
-    let result = unsafe { libc::mremap(at(from), len, len, flags, at(to)) };
-    result != libc::MAP_FAILED
+/// What became of memory that was to be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// It is at the target, and the source is as if never used.
+    There,
+    /// It is at the target, but something else may lie at the source by now.
+    SourceLost,
+    /// It is where it was, but something else may lie at the target by now.
+    TargetLost,
+}
+
+/// Moves the memory behind `len` bytes from `from` to the start of the `room` bytes at `to`, without
+/// copying it: by mremap(2), which moves page tables where both are aligned to them, as chunks are.
+/// What was behind the target is gone, and it is one mapping afterwards, so that it can be moved again.
+pub(crate) fn move_memory(from: usize, len: usize, to: usize, room: usize) -> Moved {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: both ranges are the heap's; no block lies at the target, and the one at the source is the
+    // caller's, who goes on with the target.
+    let moved = quietly(|| unsafe { libc::mremap(at(from), len, room, flags, at(to)) });
+    if moved == libc::MAP_FAILED {
+        // The kernel may have unmapped the target before it found what was wrong.
+        return Moved::TargetLost;
+    }
+    // Nothing is mapped at the source now, for a moment in which another thread's mmap(2) may have got
+    // it: it is not mapped over.
+    match map(from, len, libc::MAP_FIXED_NOREPLACE) {
+        true => Moved::There,
+        false => Moved::SourceLost,
+    }
 }
 
 /// Puts a mapping like the rest of the territory over `len` bytes at `address`, whose memory goes.
 pub(crate) fn renew(address: usize, len: usize) {
-    let start = ptr::with_exposed_provenance_mut(address);
+    // Should this fail, what was there before is still there.
+    map(address, len, libc::MAP_FIXED);
+}
+
+/// Maps fresh memory at `address`, one of the heap's behind which no block lies.
+fn map(address: usize, len: usize, how: libc::c_int) -> bool {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-    // SAFETY: the range is the heap's, and no block lies in it. Should this fail, what was there
-    // before is still there.
-    unsafe {
-        if libc::mmap(start, len, protection, flags, -1, 0) != libc::MAP_FAILED {
-            libc::madvise(start, len, libc::MADV_NOHUGEPAGE);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | how;
+    // SAFETY: by the flags, nothing is mapped over but what is the heap's; what an old kernel, which
+    // takes the address for a hint, maps elsewhere goes again.
+    quietly(|| unsafe {
+        let mapped = libc::mmap(at(address), len, protection, flags, -1, 0);
+        if mapped != libc::MAP_FAILED && mapped != at(address) {
+            libc::munmap(mapped, len);
         }
-    }
+        mapped == at(address) && {
+            libc::madvise(mapped, len, libc::MADV_NOHUGEPAGE);
+            true
+        }
+    })
+}
+
+fn at(address: usize) -> *mut libc::c_void {
+    ptr::with_exposed_provenance_mut(address)
+}
+
+/// Keeps errno: code that has just dropped something may be about to read it.
+fn quietly<R>(call: impl FnOnce() -> R) -> R {
+    let errno = Errno::last_raw();
+    let result = call();
+    Errno::set_raw(errno);
+    result
 }

@@ -43,7 +43,7 @@ struct Head {
 static HOOKS: Hooks = Hooks {
     before: thread::lock_heaps,
     in_parent: thread::unlock_heaps,
-    in_child: thread::unlock_heaps,
+    in_child: thread::unlock_heaps_in_child,
 };
 
 /// Makes the core of a heap, and the mapping that it lies in, which must outlive it.

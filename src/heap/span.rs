@@ -93,6 +93,7 @@ impl Span {
         self.freed.set(0);
         self.carved.set(0);
         self.notify_at.set(u32::MAX);
+        self.is_full.set(false);
         self.kind.set(Kind::Blocks);
         self.set_owner(owner);
     }

@@ -86,11 +86,10 @@ impl Core {
     pub(crate) fn stats(&self) -> HeapStats {
         let bytes = |pages: u64| (pages as usize) << self.pages.shift;
         let balance = self.pages.ledger().balance();
-        let large_blocks = self
-            .large
-            .allocated
-            .load(Ordering::Relaxed)
-            .wrapping_sub(self.large.freed.load(Ordering::Relaxed));
+        // Frees first: each follows its allocation, so there are never more. Acquire pairs with the
+        // Release that counts them.
+        let freed = self.large.freed.load(Ordering::Acquire);
+        let large_blocks = self.large.allocated.load(Ordering::Relaxed).saturating_sub(freed);
         let mut stats = HeapStats {
             reserved_bytes: self.table.chunks * CHUNK,
             budget_bytes: (self.pages.budget != UNBOUNDED).then(|| bytes(self.pages.budget)),
@@ -126,11 +125,8 @@ impl Core {
 
     /// Gives back what no block uses.
     pub(crate) fn purge(&self) {
-        if let Some(cache) = self.cache() {
-            cache.release_empty();
-        }
         self.common.lock().0.release_empty();
-        self.give_kept();
+        self.make_room();
     }
 }
 

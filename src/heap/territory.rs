@@ -94,19 +94,26 @@ impl Territory {
     /// An extent of `count` chunks whose first is a multiple of `align`, a power of two, in chunks.
     pub(crate) fn take_chunks(&mut self, count: usize, align: usize) -> Option<usize> {
         // So much that an aligned part is in it.
-        let spacious = count.checked_add(align - 1)?;
+        let spacious = count.checked_add(align - 1).filter(|it| *it <= self.table.chunks)?;
         let found = self.find_extent(spacious).or_else(|| self.advance(spacious))?;
         let (start, len) = found;
         // Counted from the address space's beginning, which the base need not be a multiple of.
         let offset = self.table.base / crate::page::CHUNK;
         let first = (start + offset).next_multiple_of(align) - offset;
-        self.put_extent(start, first - start);
-        self.put_extent(first + count, start + len - (first + count));
         self.mark(first, count, Use::Taken);
+        self.give_rest(start, first - start);
+        self.give_rest(first + count, start + len - (first + count));
         Some(first)
     }
 
-    /// Gives an extent back.
+    /// Gives back what an extent is longer than was needed.
+    fn give_rest(&mut self, first: usize, count: usize) {
+        if count > 0 {
+            self.give_chunks(first, count);
+        }
+    }
+
+    /// Gives an extent back. No two free ones are neighbours afterwards, nor one and the frontier.
     pub(crate) fn give_chunks(&mut self, first: usize, count: usize) {
         let (mut start, mut end) = (first, first + count);
         self.mark(first, count, Use::Inside);
@@ -143,7 +150,8 @@ impl Territory {
                     return false;
                 }
                 self.remove_extent(end, free);
-                self.put_extent(end + more, free - more);
+                self.mark(first, wanted, Use::Taken);
+                self.give_rest(end + more, free - more);
             }
         }
         self.mark(first, count, Use::Inside);
@@ -179,10 +187,8 @@ impl Territory {
     }
 
     fn put_extent(&mut self, first: usize, count: usize) {
-        if count > 0 {
-            self.mark(first, count, Use::Free);
-            self.extents[count.ilog2() as usize].push_front(self.table.chunk(first));
-        }
+        self.mark(first, count, Use::Free);
+        self.extents[count.ilog2() as usize].push_front(self.table.chunk(first));
     }
 
     fn remove_extent(&mut self, first: usize, count: usize) {

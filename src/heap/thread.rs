@@ -138,7 +138,7 @@ extern "C" fn ended(_: *mut c_void) {
     });
 }
 
-/// Runs `change` with the lock that heaps come and go under.
+/// Locks every heap, and that none comes or goes.
 pub(crate) fn lock_heaps() {
     core::mem::forget(HEAPS_THERE.lock());
     for core in &CORES {
@@ -147,6 +147,18 @@ pub(crate) fn lock_heaps() {
             core.lock_all();
         }
     }
+}
+
+/// Undoes [`lock_heaps`] in the child, and what threads of the parent's had begun there that hold no
+/// lock meanwhile: what they were promised.
+pub(crate) fn unlock_heaps_in_child() {
+    for core in &CORES {
+        // SAFETY: the heap does not go while the lock is held.
+        if let Some(core) = unsafe { core.load(Ordering::Relaxed).as_ref() } {
+            core.pages.ledger().forget_promises();
+        }
+    }
+    unlock_heaps();
 }
 
 /// Undoes [`lock_heaps`], on the same thread, or in the child that it forked.
