@@ -158,15 +158,20 @@ fn growing_a_large_block_does_not_copy() {
             size *= 2;
         }
         let time = start.elapsed();
-        // Copying it once takes longer.
-        assert!(time < Duration::from_millis(100), "{time:?}, blocked: {blocked}");
+        let start = Instant::now();
+        // SAFETY: the block is so long, and initialised up to there.
+        let copy = unsafe { std::slice::from_raw_parts(block, 512 * MIB) }.to_vec();
+        let copying = start.elapsed();
+        drop(copy);
+        assert!(time < copying, "{time:?}, copying once {copying:?}, blocked: {blocked}");
         for offset in (0..512 * MIB).step_by(page_size()) {
             // SAFETY: the block is so long.
             assert_eq!(unsafe { block.add(offset).read() }, (offset / page_size()) as u8);
         }
         // SAFETY: as above.
         assert_eq!(unsafe { block.add(size - 1).read() }, 0);
-        assert_eq!(rss(block.addr(), size), 512 * MIB + page_size());
+        // The last byte was read, on a page that may be a huge one.
+        assert!(rss(block.addr(), size) <= 514 * MIB);
         free(&heap, block, layout(size));
         assert_eq!(rss(block.addr(), size), 0);
     }

@@ -3,12 +3,13 @@
 
 use super::class;
 use super::core::{Core, EXTENTS, FIRST_RUN, Shared, kept_list};
-use super::pages::{Moved, move_memory, renew};
+use super::pages::{Moved, move_memory, prefer_huge, renew};
 use super::span::{Kind, Span};
-use super::table::{SLICE, SLICES};
+use super::table::{Chunk, SLICE, SLICES};
 use super::territory::Territory;
 use crate::atomic::Ordering;
 use crate::page::{CHUNK, CHUNK_SHIFT};
+use core::ops::Range;
 use core::ptr;
 
 /// The most bytes of a block that is a run of slices.
@@ -20,6 +21,10 @@ const KEPT_MAX: usize = 4 << 20;
 
 /// Kept extents that are looked at for one of the right length.
 const LOOKED_AT: usize = 8;
+
+/// Blocks of these sizes are filled in huge pages: smaller ones would be rounded up too much, and larger
+/// ones are often touched here and there. Not those that are to be zeroes, for that reason: tables.
+const HUGE: Range<usize> = 4 << 20..1 << 30;
 
 /// Whether blocks of this layout are whole chunks.
 fn is_chunks(size: usize, align: usize) -> bool {
@@ -84,27 +89,44 @@ impl Core {
 
     /// Whole chunks for a block of `size` bytes.
     fn take_extent(&self, size: usize, align: usize, zeroed: bool) -> Option<&Span> {
-        let pages = u32::try_from(self.pages.of(size)).ok()?;
         if !zeroed
             && align <= CHUNK
             && let Some(span) = self.take_kept_extent(chunks(size))
         {
-            if pages <= span.carved.get() || self.recharge(span, size) {
+            if self.pages.of(size) <= span.carved.get() as usize || self.recharge(span, size) {
                 span.kind.set(Kind::Chunks);
                 return Some(span);
             }
             self.keep(&self.shared.lock().kept[EXTENTS], span);
             return None;
         }
+        let count = chunks(size);
+        let huge = !zeroed && HUGE.contains(&size);
+        let pages = self.charge_for(size, huge)?;
         if !self.pages.lend(pages as usize) {
             return None;
         }
-        let taken = self.shared.lock().territory.take_chunks(chunks(size), align_chunks(align));
+        let taken = self.shared.lock().territory.take_chunks(count, align_chunks(align));
         let Some(first) = taken else {
             self.pages.ledger().release(0, u64::from(pages));
             return None;
         };
+        let address = self.table.base + (first << CHUNK_SHIFT);
+        let huge = huge && prefer_huge(address, count << CHUNK_SHIFT);
+        self.table.chunk(first).is_apart.set(huge);
+        self.table.chunk(first).is_huge.set(huge);
         Some(self.start_extent(first, pages))
+    }
+
+    /// Pages to charge for a block in chunks: all of them, if one touch may fill a whole one.
+    fn charge_for(&self, size: usize, huge: bool) -> Option<u32> {
+        let bytes = if huge { size.checked_next_multiple_of(CHUNK)? } else { size };
+        u32::try_from(self.pages.of(bytes)).ok()
+    }
+
+    /// The entry of the first chunk of a block's.
+    fn chunk_entry(&self, span: &Span) -> &Chunk {
+        self.table.chunk(self.table.slice_of(span) / SLICES)
     }
 
     /// A kept extent of so many chunks, if one of the latest is.
@@ -182,7 +204,8 @@ impl Core {
         let first = self.table.slice_of(span) / SLICES;
         let entry = self.table.chunk(first);
         let count = entry.count.get() as usize;
-        if entry.moved.replace(false) {
+        entry.is_huge.set(false);
+        if entry.is_apart.replace(false) {
             renew(self.table.address_of(span), count << CHUNK_SHIFT);
         }
         span.kind.set(Kind::None);
@@ -221,8 +244,8 @@ impl Core {
     fn resize_extent<'a>(&'a self, span: &Span, size: usize) -> Option<&'a Span> {
         let first = self.table.slice_of(span) / SLICES;
         let (now, wanted) = (self.table.chunk(first).count.get() as usize, chunks(size));
-        let moved = self.table.chunk(first).moved.get();
-        if moved && wanted > now {
+        let apart = self.table.chunk(first).is_apart.get();
+        if wanted > now && (apart || HUGE.contains(&size)) {
             // The kernel would see two mappings, which cannot be moved together.
             return None;
         }
@@ -230,7 +253,7 @@ impl Core {
             |shared: &mut Shared, from, to| from == to || shared.territory.resize(first, from, to);
         if wanted < now {
             self.recharge(span, size);
-            if moved {
+            if apart {
                 let rest = self.table.address_of(span) + (wanted << CHUNK_SHIFT);
                 renew(rest, (now - wanted) << CHUNK_SHIFT);
             }
@@ -248,7 +271,8 @@ impl Core {
     /// Charges a block for `size` bytes: more, if the budget has them, or less, what is behind the
     /// rest being dropped.
     fn recharge(&self, span: &Span, size: usize) -> bool {
-        let (before, Ok(after)) = (span.carved.get(), u32::try_from(self.pages.of(size))) else {
+        let huge = span.kind.get() != Kind::Run && self.chunk_entry(span).is_huge.get();
+        let (before, Some(after)) = (span.carved.get(), self.charge_for(size, huge)) else {
             return false;
         };
         if after > before && !self.lend((after - before) as usize) {
@@ -273,30 +297,37 @@ impl Core {
     /// In other chunks, with the pages moved there.
     fn move_extent(&self, span: &Span, size: usize, align: usize) -> Option<&Span> {
         let before = span.carved.get();
-        let more = self.pages.of(size).checked_sub(before as usize)?;
-        if !self.lend(more) {
+        let entry = self.chunk_entry(span);
+        // What grows is filled from its start to its end.
+        let entry_was_huge = entry.is_huge.get();
+        let huge = entry_was_huge || HUGE.contains(&size);
+        let more = self.charge_for(size, huge)?.checked_sub(before)?;
+        if !self.lend(more as usize) {
             return None;
         }
         let taken = self.shared.lock().territory.take_chunks(chunks(size), align_chunks(align));
         let moved = taken.map(|first| (first, self.move_to(span, first, chunks(size))));
         let Some((first, Moved::There | Moved::SourceLost)) = moved else {
             // Address space that was lost is never given out again.
-            self.pages.ledger().release(0, more as u64);
+            self.pages.ledger().release(0, u64::from(more));
             return None;
         };
         // The memory and its charge are the new block's.
         span.carved.set(0);
-        self.table.chunk(self.table.slice_of(span) / SLICES).moved.set(false);
+        entry.is_apart.set(false);
         if let Some((_, Moved::There)) = moved {
             self.give_extent(&mut self.shared.lock().territory, span);
         }
-        self.table.chunk(first).moved.set(true);
-        Some(self.start_extent(first, before + more as u32))
+        self.table.chunk(first).is_apart.set(true);
+        let target = self.table.base + (first << CHUNK_SHIFT);
+        let huge = huge && (entry_was_huge || prefer_huge(target, chunks(size) << CHUNK_SHIFT));
+        self.table.chunk(first).is_huge.set(huge);
+        Some(self.start_extent(first, before + more))
     }
 
     /// Moves the memory of a block to the `count` chunks from `first` on.
     fn move_to(&self, span: &Span, first: usize, count: usize) -> Moved {
-        let extent = self.table.chunk(self.table.slice_of(span) / SLICES).count.get() as usize;
+        let extent = self.chunk_entry(span).count.get() as usize;
         let target = self.table.base + (first << CHUNK_SHIFT);
         let from = self.table.address_of(span);
         move_memory(from, extent << CHUNK_SHIFT, target, count << CHUNK_SHIFT)

@@ -54,7 +54,9 @@ use setup::{Site, found};
 /// The arena is handed to the kernel as a whole, which fills it by itself: every block works for
 /// system calls before its first touch, and no block needs a signal. What a budget counts, in whole
 /// pages: spans of small blocks as far as blocks were handed out of them, larger blocks in full
-/// whether they were touched or not, and for half a second what was freed of either. An allocation
+/// whether they were touched or not (from 4 MiB to 1 GiB in whole huge pages), and for half a second
+/// what was freed of either. What no block uses makes room before an allocation is refused, but for
+/// empty spans that other threads have at hand. An allocation
 /// that would exceed it answers null, so `try_reserve` gives `Err`; it is never a violation.
 ///
 /// It is a [`GlobalAlloc`], and with feature `allocator-api2` `&Heap` is an `Allocator`. A process may

@@ -127,6 +127,12 @@ fn drop_memory(address: usize, len: usize) {
     }
 }
 
+/// Has the kernel fill a range in huge pages where it has them. False if it never does.
+pub(crate) fn prefer_huge(address: usize, len: usize) -> bool {
+    // SAFETY: the advice changes no content; the range is the heap's.
+    quietly(|| unsafe { libc::madvise(at(address), len, libc::MADV_HUGEPAGE) == 0 })
+}
+
 /// What became of memory that was to be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moved {

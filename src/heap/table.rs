@@ -38,8 +38,11 @@ pub(crate) struct Chunk {
     /// Chunks of the extent that begins or ends here.
     pub(crate) count: Cell<u32>,
     pub(crate) used: Cell<Use>,
-    /// Whether memory of another place was moved here, so that the kernel sees a mapping of its own.
-    pub(crate) moved: Cell<bool>,
+    /// Whether the extent that begins here is a mapping of its own to the kernel: memory of another
+    /// place was moved here, or may come in huge pages.
+    pub(crate) is_apart: Cell<bool>,
+    /// Whether memory may come in huge pages here.
+    pub(crate) is_huge: Cell<bool>,
     pub(crate) links: Links<Chunk>,
 }
 
