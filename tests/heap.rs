@@ -12,32 +12,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::ptr;
 use std::time::{Duration, Instant};
+use support::heap::{alloc, free, heap, layout};
 use support::{assert_success, in_child};
 
 const MIB: usize = 1 << 20;
 const GIB: usize = 1 << 30;
-
-fn heap(reserve: usize, budget: Option<usize>) -> Heap {
-    let mut builder = Arena::builder(reserve);
-    if let Some(bytes) = budget {
-        builder = builder.budget(bytes);
-    }
-    Heap::new(builder.reserve().unwrap()).unwrap()
-}
-
-fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, 8).unwrap()
-}
-
-fn alloc(heap: &Heap, layout: Layout) -> *mut u8 {
-    // SAFETY: no test asks for nothing.
-    unsafe { heap.alloc(layout) }
-}
-
-fn free(heap: &Heap, block: *mut u8, layout: Layout) {
-    // SAFETY: each test frees what it allocated, once.
-    unsafe { heap.dealloc(block, layout) };
-}
 
 /// Bytes that the kernel has memory for, of the pages that `len` bytes at `address` lie in.
 fn rss(address: usize, len: usize) -> usize {

@@ -10,31 +10,10 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
+use support::heap::{alloc, free, heap, layout};
 use support::{Watchdog, assert_success, in_child};
 
 const MIB: usize = 1 << 20;
-
-fn heap(reserve: usize, budget: Option<usize>) -> Heap {
-    let mut builder = Arena::builder(reserve);
-    if let Some(bytes) = budget {
-        builder = builder.budget(bytes);
-    }
-    Heap::new(builder.reserve().unwrap()).unwrap()
-}
-
-fn layout(size: usize) -> Layout {
-    Layout::from_size_align(size, 8).unwrap()
-}
-
-fn alloc(heap: &Heap, layout: Layout) -> *mut u8 {
-    // SAFETY: no test asks for nothing.
-    unsafe { heap.alloc(layout) }
-}
-
-fn free(heap: &Heap, block: *mut u8, layout: Layout) {
-    // SAFETY: each test frees what it allocated, once.
-    unsafe { heap.dealloc(block, layout) };
-}
 
 fn free_at(heap: &Heap, address: usize, layout: Layout) {
     free(heap, std::ptr::with_exposed_provenance_mut(address), layout);

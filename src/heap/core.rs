@@ -215,10 +215,10 @@ impl Core {
         shared.orphans[usize::from(span.class.get())].push_back(span);
     }
 
-    /// Looks at a few spans that their threads have left: those that are empty by now are kept as
-    /// such.
-    fn look_at_orphans(&self, shared: &mut Shared, class: usize, most: usize) {
-        for _ in 0..most {
+    /// Looks at the spans of a class that their threads have left: those that are empty by now are kept
+    /// as such.
+    fn look_at_orphans(&self, shared: &mut Shared, class: usize) {
+        for _ in 0..shared.orphans[class].iter().count() {
             let Some(span) = shared.orphans[class].pop_front() else { return };
             let span = self.table.keep(span);
             span.collect();
@@ -259,8 +259,7 @@ impl Core {
     pub(crate) fn give_kept(&self) {
         let mut shared = self.shared.lock();
         for class in 0..class::COUNT {
-            let count = shared.orphans[class].iter().count();
-            self.look_at_orphans(&mut shared, class, count);
+            self.look_at_orphans(&mut shared, class);
         }
         for list in 0..shared.kept.len() + shared.kept_runs.len() {
             while let Some(span) = kept_list(&shared, list).last() {
