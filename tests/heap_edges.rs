@@ -159,7 +159,8 @@ fn statistics_never_count_below_zero() {
         }
         let most = (0..100_000).map(|_| heap.stats().live_blocks).max();
         stop.store(true, Ordering::Relaxed);
-        assert!(most.unwrap() < 10, "{most:?}");
+        // Some may have been counted between two loads; below zero would be 2^64.
+        assert!(most.unwrap() < 1 << 32, "{most:?}");
     });
 }
 
