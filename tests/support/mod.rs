@@ -186,9 +186,14 @@ pub(crate) fn rerun(name: &str, env: &[(&str, &str)]) -> Output {
     let child = command.spawn().unwrap();
     let pid = child.id();
     let (done, ended) = mpsc::channel();
-    std::thread::spawn(move || done.send(child.wait_with_output()));
+    let waiting = std::thread::spawn(move || done.send(child.wait_with_output()));
     match ended.recv_timeout(Duration::from_secs(CHILD_SECONDS)) {
-        Ok(output) => output.unwrap(),
+        Ok(output) => {
+            // Ended for good: std's handler of SIGBUS, which tests provoke, makes a thread that ends
+            // meanwhile wait for ever.
+            let _ = waiting.join();
+            output.unwrap()
+        }
         Err(_) => {
             // SAFETY: the child is ours and not waited for yet.
             unsafe { libc::kill(pid as i32, libc::SIGKILL) };
