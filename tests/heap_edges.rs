@@ -347,3 +347,40 @@ fn grow_with_mappings_left(most: usize, left: usize) {
     }
     grow(false);
 }
+
+/// A block that fills the budget leaves no room for the smaller one that it is to become.
+#[test]
+fn shrinking_never_fails() {
+    let budget = 8 * MIB;
+    for (size, small) in [(8 * MIB, 80), (MIB, 100), (8 * MIB, 1_500_000), (128 << 10, 16)] {
+        let heap = heap(1 << 30, Some(budget));
+        let mut blocks = Vec::new();
+        loop {
+            let block = alloc(&heap, layout(size));
+            if block.is_null() {
+                break;
+            }
+            // SAFETY: the block is so long.
+            unsafe { block.write_bytes(9, size) };
+            blocks.push(block);
+        }
+        for block in &mut blocks {
+            // SAFETY: the block is of this heap, and then so long.
+            unsafe {
+                *block = heap.realloc(*block, layout(size), small);
+                assert!(!block.is_null(), "{size} to {small}: {}", heap.stats());
+                assert!((0..small).all(|offset| block.add(offset).read() == 9));
+            }
+        }
+        // What is small stays in its span, and frees nothing.
+        let freed = size > 128 << 10;
+        assert!(!freed || !alloc(&heap, layout(4000)).is_null(), "{}", heap.stats());
+        for block in blocks {
+            // SAFETY: as above.
+            let grown = unsafe { heap.realloc(block, layout(small), small + 5000) };
+            assert!(!grown.is_null(), "{small}: {}", heap.stats());
+            free(&heap, grown, layout(small + 5000));
+        }
+        assert_eq!(heap.stats().live_blocks, usize::from(freed));
+    }
+}

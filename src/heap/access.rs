@@ -3,6 +3,7 @@
 use super::cache::Cache;
 use super::class;
 use super::core::Core;
+use super::span::Kind;
 use super::thread;
 use core::alloc::Layout;
 use core::ptr;
@@ -73,7 +74,7 @@ impl Core {
         // SAFETY: as the caller promises.
         unsafe {
             let span = self.table.span_of(block.addr());
-            if class::for_layout(layout.size(), layout.align()).is_some() {
+            if span.kind.get() == Kind::Blocks {
                 let room = span.size.get() as usize;
                 if size <= room && size >= room / 2 {
                     return block;
@@ -88,6 +89,8 @@ impl Core {
             if !new.is_null() {
                 ptr::copy_nonoverlapping(block, new, layout.size().min(size));
                 self.free(block, layout);
+            } else if self.stays(span, size, layout.size()) {
+                return block;
             }
             new
         }

@@ -5,7 +5,7 @@ use super::block::Block;
 use super::class;
 use super::core::Core;
 use super::list::{Linked, Links, List};
-use super::span::Span;
+use super::span::{Kind, Span};
 use super::table::Table;
 use crate::atomic::{AtomicU64, Ordering};
 use core::cell::Cell;
@@ -111,17 +111,33 @@ impl Cache {
     /// The block is one of the span's, and nobody uses it any more.
     #[inline]
     pub(crate) unsafe fn free(&self, span: &Span, block: *mut u8) {
-        let block = block.cast::<Block>();
-        // SAFETY: as the caller promises. The span cannot go while the block is counted as used.
+        // SAFETY: as the caller promises.
         unsafe {
-            self.bins.get_unchecked(usize::from(span.class.get())).count_freed();
             if !ptr::eq(span.owner(), self) {
-                return span.remote.push(block);
+                return self.free_elsewhere(span, block);
             }
-            span.put(block);
+            self.bins.get_unchecked(usize::from(span.class.get())).count_freed();
+            span.put(block.cast());
         }
         if span.freed.get() == span.notify_at.get() {
             self.notice(span);
+        }
+    }
+
+    /// Frees a block of a span that another thread owns, or nobody, as of large blocks that were shrunk
+    /// where they are.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free).
+    #[inline(never)]
+    unsafe fn free_elsewhere(&self, span: &Span, block: *mut u8) {
+        // SAFETY: as the caller promises. The span cannot go while the block is counted as used.
+        unsafe {
+            if span.kind.get() != Kind::Blocks {
+                return self.core().free_large(span);
+            }
+            self.bins[usize::from(span.class.get())].count_freed();
+            span.remote.push(block.cast());
         }
     }
 

@@ -8,6 +8,7 @@ use super::core::Core;
 use super::line::Line;
 use super::span::{Kind, Span};
 use super::table::SLICES;
+use crate::fault::ledger::UNBOUNDED;
 use core::alloc::Layout;
 use core::fmt::Write;
 use core::sync::atomic::Ordering;
@@ -47,7 +48,9 @@ impl Core {
         if !is_start {
             return self.report("free of a pointer into the midst of a block", block, layout, size);
         }
-        if !fits(span.kind.get(), size, layout) {
+        // Within a budget, blocks may have been shrunk where they are.
+        let exact = self.pages.budget == UNBOUNDED;
+        if !fits(span.kind.get(), size, layout, exact) {
             return self.report("free of a block with another layout", block, layout, size);
         }
         if span.kind.get() == Kind::Blocks && size >= MARKED {
@@ -95,13 +98,13 @@ impl Core {
     }
 }
 
-/// Whether a block of `size` bytes may have this layout, after what `realloc` leaves in place.
-fn fits(kind: Kind, size: usize, layout: Layout) -> bool {
-    match class::for_layout(layout.size(), layout.align()) {
-        Some(class) => {
-            let wanted = class::size(class);
-            kind == Kind::Blocks && wanted <= size && wanted >= size / 2
-        }
-        None => kind != Kind::Blocks && layout.size() <= size,
+/// Whether a block of `size` bytes may have this layout, after what `realloc` leaves in place: of blocks
+/// of a class those that are not less than half, unless none of it is `exact`.
+fn fits(kind: Kind, size: usize, layout: Layout, exact: bool) -> bool {
+    let in_class = kind == Kind::Blocks;
+    match class::for_layout(layout.size(), layout.align()).map(class::size) {
+        Some(wanted) if in_class => wanted <= size && (!exact || wanted >= size / 2),
+        Some(_) => !exact && layout.size() <= size,
+        None => !in_class && layout.size() <= size,
     }
 }

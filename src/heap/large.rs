@@ -234,6 +234,23 @@ impl Core {
         self.start_of(span)
     }
 
+    /// Leaves a block of `before` bytes where it is that is to be of `size` bytes, because there is no
+    /// memory for another, if it has room for them: nobody expects that a block cannot be made smaller.
+    /// What a large one does not need any more goes to others.
+    pub(crate) fn stays(&self, span: &Span, size: usize, before: usize) -> bool {
+        if span.kind.get() == Kind::Blocks {
+            return size <= span.size.get() as usize;
+        }
+        let fits = size <= before;
+        if fits {
+            let before = self.bytes(span);
+            self.recharge(span, size);
+            let less = before - self.bytes(span);
+            self.large_bytes.fetch_sub(less as u64, Ordering::Relaxed);
+        }
+        fits
+    }
+
     /// In its slices.
     fn resize_run<'a>(&'a self, span: &Span, size: usize) -> Option<&'a Span> {
         let fits = size <= span.size.get() as usize * SLICE;
