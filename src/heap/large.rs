@@ -132,10 +132,7 @@ impl Core {
     /// A kept extent of so many chunks, if one of the latest is.
     fn take_kept_extent(&self, count: usize) -> Option<&Span> {
         let shared = self.shared.lock();
-        let fits = |span: &&Span| {
-            let first = self.table.slice_of(span) / SLICES;
-            self.table.chunk(first).count.get() as usize == count
-        };
+        let fits = |span: &&Span| self.chunk_entry(span).count.get() as usize == count;
         let list = &shared.kept[EXTENTS];
         let span = list.iter().take(LOOKED_AT).find(fits)?;
         list.remove(span);
