@@ -3,6 +3,7 @@
 
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
 use crate::lock::Mutex;
+use crate::sys;
 use core::ptr;
 use nix::errno::Errno;
 
@@ -51,11 +52,7 @@ fn introduce() -> Result<(), Errno> {
     let _introducing = INTRODUCING.lock();
     // Relaxed: under the lock.
     if KNOWN.load(Ordering::Relaxed) == 0 {
-        // SAFETY: the hooks are functions of this library, and there until the process ends.
-        let result = unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
-        if result != 0 {
-            return Err(Errno::from_raw(result));
-        }
+        sys::at_fork(before, in_parent, in_child)?;
         KNOWN.store(1, Ordering::Release);
     }
     Ok(())

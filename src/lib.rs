@@ -12,6 +12,7 @@ mod heap;
 mod lock;
 mod page;
 mod sparse;
+mod sys;
 pub mod uffd;
 
 pub use arena::{Arena, ArenaBuilder, Populated, Stats, Template};
@@ -23,3 +24,7 @@ pub use heap::{ClassStats, Heap, HeapStats, Lacuna};
 pub use nix::errno::Errno;
 pub use page::page_size;
 pub use sparse::{PopulatedElements, SparseArray};
+/// Failure on purpose, for tests.
+#[cfg(lacuna_seam)]
+#[doc(hidden)]
+pub use sys::seam;

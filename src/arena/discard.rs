@@ -9,6 +9,7 @@ use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use crate::fault::tuning::DISCARD_BATCH;
+use crate::sys;
 use core::ops::Range;
 use core::ptr;
 
@@ -183,6 +184,5 @@ impl Drop for Batch<'_> {
 fn drop_pages(region: &Region, page: usize, count: usize) -> Result<(), Errno> {
     let start = ptr::with_exposed_provenance_mut(region.address_of(page));
     // SAFETY: the pages lie in a reservation of ours, whose owner gave them up.
-    let result = unsafe { libc::madvise(start, count << region.page_shift, libc::MADV_DONTNEED) };
-    Errno::result(result).map(drop)
+    unsafe { sys::advise(start, count << region.page_shift, libc::MADV_DONTNEED) }
 }

@@ -14,6 +14,7 @@ use crate::fault::{STAGING, ZEROES, chain, handler, set_descriptor, uffd};
 use crate::fork::{self, Hooks, Layer};
 use crate::lock::Mutex;
 use crate::page::{CHUNK, page_size};
+use crate::sys;
 use crate::uffd::{Features, Ioctls, RegisterMode, Uffd};
 use core::ptr;
 use nix::errno::Errno;
@@ -63,15 +64,10 @@ fn mappings_to_lend() -> usize {
 fn map_zeroes() -> Result<Mapping> {
     let zeroes = Mapping::zeroes(Zeroes::PAGES * page_size())?;
     // SAFETY: the range is the mapping's; populating changes no content.
-    let result = unsafe {
-        libc::madvise(zeroes.base().as_ptr().cast(), zeroes.len(), libc::MADV_POPULATE_READ)
-    };
-    match result {
-        0 => Ok(zeroes),
-        _ if Errno::last() == Errno::EINVAL => {
-            Err(Error::new(Operation::Advise, ErrorKind::Unsupported))
-        }
-        _ => Err(Error::os(Operation::Advise, Errno::last())),
+    match unsafe { sys::advise(zeroes.base().as_ptr(), zeroes.len(), libc::MADV_POPULATE_READ) } {
+        Ok(()) => Ok(zeroes),
+        Err(Errno::EINVAL) => Err(Error::new(Operation::Advise, ErrorKind::Unsupported)),
+        Err(errno) => Err(Error::os(Operation::Advise, errno)),
     }
 }
 
@@ -99,13 +95,8 @@ fn install_handler() -> Result<()> {
 
 /// Gives SIGBUS the disposition `action`, and returns the one before.
 fn exchange(action: &libc::sigaction) -> nix::Result<libc::sigaction> {
-    // SAFETY: zeroes are a valid sigaction, which sigaction(2) overwrites; the handlers of the new
-    // one pass on what is not ours.
-    unsafe {
-        let mut before = core::mem::zeroed();
-        Errno::result(libc::sigaction(libc::SIGBUS, action, &raw mut before))?;
-        Ok(before)
-    }
+    // SAFETY: the handlers of the new one pass on what is not ours.
+    unsafe { sys::sigaction(libc::SIGBUS, Some(action)) }
 }
 
 /// Arenas go on in forked children. The kernel forgets there that the memory was registered, and

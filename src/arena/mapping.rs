@@ -2,11 +2,12 @@
 
 use crate::error::{Error, Operation, Result};
 use crate::page::{CHUNK, page_size, round_up};
+use crate::sys;
 use crate::{Errno, ErrorKind};
-use core::num::NonZeroUsize;
-use core::ptr::NonNull;
-use nix::sys::mman::{self, MapFlags, MmapAdvise, ProtFlags};
-use std::os::fd::BorrowedFd;
+use core::ffi::c_int;
+use core::ptr::{self, NonNull};
+use nix::sys::mman::{MapFlags, ProtFlags};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// A mapping that is unmapped when dropped.
 pub(crate) struct Mapping {
@@ -48,7 +49,7 @@ impl Mapping {
         let base = unsafe { spacious.base.add(skip) };
         core::mem::forget(spacious);
         let mapping = Self { base, len };
-        match mapping.advise(0, len, MmapAdvise::MADV_HUGEPAGE) {
+        match mapping.advise(0, len, libc::MADV_HUGEPAGE) {
             Err(error) if error.errno() != Some(Errno::EINVAL) => Err(error),
             _ => Ok(mapping),
         }
@@ -57,23 +58,27 @@ impl Mapping {
     /// `len` bytes of a file from the page-aligned `offset` on, to read.
     pub(crate) fn file(file: BorrowedFd<'_>, offset: u64, len: usize) -> Result<Self> {
         let error = |errno| Error::os(Operation::Map, errno).value(len);
-        let size = NonZeroUsize::new(len).ok_or(error(Errno::EINVAL))?;
         let offset = i64::try_from(offset).map_err(|_| error(Errno::EOVERFLOW))?;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let base = unsafe {
-            mman::mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, file, offset)
-        }
-        .map_err(error)?;
-        Ok(Self { base: base.cast(), len })
+        let from = Some((file.as_raw_fd(), offset));
+        Self::new(len, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, from).map_err(error)
     }
 
     fn anonymous(len: usize, protection: ProtFlags) -> Result<Self> {
         let error = |errno| Error::os(Operation::Map, errno).value(len);
-        let size = NonZeroUsize::new(len).ok_or(error(Errno::EINVAL))?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
-        let base = unsafe { mman::mmap_anonymous(None, size, protection, flags) };
-        Ok(Self { base: base.map_err(error)?.cast(), len })
+        Self::new(len, protection, flags, None).map_err(error)
+    }
+
+    /// A mapping at an address of the kernel's choice.
+    fn new(
+        len: usize,
+        protection: ProtFlags,
+        flags: MapFlags,
+        from: Option<(c_int, i64)>,
+    ) -> Result<Self, Errno> {
+        // SAFETY: it touches nothing that exists.
+        let base = unsafe { sys::map(ptr::null_mut(), len, protection, flags, from) }?;
+        Ok(Self { base: NonNull::new(base).ok_or(Errno::ENOMEM)?, len })
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {
@@ -89,23 +94,23 @@ impl Mapping {
         let start = self.at(offset, len)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: the range lies in this mapping, which nobody uses yet.
-        unsafe { mman::mprotect(start.cast(), len, protection) }
+        unsafe { sys::protect(start.as_ptr(), len, protection) }
             .map_err(|errno| Error::os(Operation::Map, errno).value(len))
     }
 
     /// Keeps huge pages out of `len` bytes at `offset`.
     pub(crate) fn forbid_huge_pages(&self, offset: usize, len: usize) -> Result<()> {
-        match self.advise(offset, len, MmapAdvise::MADV_NOHUGEPAGE) {
+        match self.advise(offset, len, libc::MADV_NOHUGEPAGE) {
             // A kernel without transparent huge pages does not know the advice.
             Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(()),
             result => result,
         }
     }
 
-    fn advise(&self, offset: usize, len: usize, advice: MmapAdvise) -> Result<()> {
+    fn advise(&self, offset: usize, len: usize, advice: c_int) -> Result<()> {
         let start = self.at(offset, len)?;
         // SAFETY: the range lies in this mapping; the advice changes no content.
-        unsafe { mman::madvise(start.cast(), len, advice) }
+        unsafe { sys::advise(start.as_ptr(), len, advice) }
             .map_err(|errno| Error::os(Operation::Advise, errno).value(len))
     }
 
@@ -124,7 +129,7 @@ impl Drop for Mapping {
         // SAFETY: the owner goes, and with it the last user of the range. It cannot fail for a
         // range that is a mapping of its own; if the kernel cannot split its neighbours (ENOMEM),
         // the range stays reserved, which harms nobody.
-        let _ = unsafe { mman::munmap(self.base.cast(), self.len) };
+        let _ = unsafe { sys::unmap(self.base.as_ptr(), self.len) };
     }
 }
 

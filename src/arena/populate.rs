@@ -11,6 +11,7 @@ use crate::fault::region::Region;
 use crate::fault::resolve::{fill_whole, pause};
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
+use crate::sys;
 use core::ops::Range;
 use core::ptr;
 
@@ -134,8 +135,7 @@ fn populate_lent(
     let start = ptr::with_exposed_provenance_mut(region.address_of(first + part.start));
     let len = part.len() << region.page_shift;
     // SAFETY: populating changes no content, and the pages are a reservation's of ours.
-    let result = unsafe { libc::madvise(start, len, libc::MADV_POPULATE_WRITE) };
-    Errno::result(result).map_err(Cause::Os)?;
+    unsafe { sys::advise(start, len, libc::MADV_POPULATE_WRITE) }.map_err(Cause::Os)?;
     chunk.resident.set(part.clone());
     region.ledger.convert(chunk.lend().clear(part.clone()) as u64);
     Ok(Attempt::Done)

@@ -13,6 +13,7 @@ use super::tables::Chunk;
 use super::{STAGING, uffd};
 use crate::atomic::Ordering;
 use crate::page::CHUNK;
+use crate::sys;
 use crate::uffd::MoveMode;
 use core::ptr;
 use nix::errno::Errno;
@@ -62,8 +63,9 @@ fn fill_from(region: &Region, chunk: &Chunk<'_>, slot: &Slot<'_>) -> usize {
 /// threads may be using them.
 fn move_into_place(region: &Region, first: usize, slot: *mut u8) -> Result<(), Errno> {
     let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(first));
+    // Should it fail, the page arrives in parts.
     // SAFETY: the chunk has no pages that could be lost, and nobody else may install any.
-    unsafe { libc::madvise(target.cast(), CHUNK, libc::MADV_DONTNEED) };
+    let _ = unsafe { sys::advise(target, CHUNK, libc::MADV_DONTNEED) };
     // SAFETY: the target is the chunk, whose absent pages promise this content; the slot is the
     // caller's.
     let progress = unsafe { uffd().move_pages(target, slot, CHUNK, MoveMode::DONTWAKE) };
@@ -83,10 +85,8 @@ fn record_arrived(region: &Region, chunk: &Chunk<'_>) -> usize {
     for page in 0..pages.len() {
         let address = region.address_of(pages.start.wrapping_add(page));
         let address = ptr::with_exposed_provenance_mut(address);
-        let mut state = 0u8;
-        // SAFETY: the page is one of a reservation of ours, and its state is one byte.
-        let result = unsafe { libc::mincore(address, 1, &raw mut state) };
-        if result == 0 && state & 1 != 0 {
+        // SAFETY: the page is one of a reservation of ours.
+        if unsafe { sys::resident(address) } == Ok(true) {
             count = count.wrapping_add(chunk.resident.set(page..page.wrapping_add(1)));
         }
     }

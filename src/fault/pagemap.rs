@@ -1,23 +1,31 @@
 //! The kernel's view of pages, from `/proc/self/pagemap`, read without allocating.
 
 use super::region::Region;
+use crate::sys::{self, seam::Call};
+use core::ffi::{c_int, c_ulong};
 use core::mem;
 use core::ops::Range;
-use libc::c_int;
 use linux_raw_sys::general::{
     PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, page_region, pm_scan_arg,
 };
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use std::os::fd::{AsRawFd, OwnedFd};
 
-nix::ioctl_readwrite! {
-    /// `PAGEMAP_SCAN`, since Linux 6.7.
-    pagemap_scan, b'f', 16, pm_scan_arg
+/// `PAGEMAP_SCAN`, since Linux 6.7.
+///
+/// # Safety
+/// `argument` is a valid request.
+unsafe fn pagemap_scan(fd: c_int, argument: *mut pm_scan_arg) -> Result<c_int, Errno> {
+    const REQUEST: c_ulong = nix::request_code_readwrite!(b'f', 16, size_of::<pm_scan_arg>());
+    // SAFETY: as the caller promises.
+    unsafe { sys::ioctl(Call::ScanPagemap, fd, REQUEST, argument) }
 }
 
 /// An open `/proc/self/pagemap`. It shows the process that opened it, also to a forked child.
 #[derive(Debug)]
 pub(crate) struct Pagemap {
-    descriptor: c_int,
+    descriptor: OwnedFd,
     /// Whether the kernel has PAGEMAP_SCAN.
     pub(crate) scans: bool,
 }
@@ -46,10 +54,8 @@ const BATCH: usize = 32;
 
 impl Pagemap {
     pub(crate) fn open() -> Result<Self, Errno> {
-        let flags = libc::O_RDONLY | libc::O_CLOEXEC;
-        // SAFETY: the path is a C string.
-        let descriptor = unsafe { libc::open(c"/proc/self/pagemap".as_ptr(), flags) };
-        Ok(Self { descriptor: Errno::result(descriptor)?, scans: true })
+        let descriptor = sys::open(Call::OpenPagemap, c"/proc/self/pagemap", OFlag::O_RDONLY)?;
+        Ok(Self { descriptor, scans: true })
     }
 
     /// Visits the pages of chunk `index`, run by run in order.
@@ -82,7 +88,7 @@ impl Pagemap {
             request.category_anyof_mask = u64::from(PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
             request.return_mask = request.category_anyof_mask | u64::from(PAGE_IS_PFNZERO);
             // SAFETY: the kernel writes at most `vec_len` runs to `vec`, and reads no page.
-            let count = unsafe { pagemap_scan(self.descriptor, &raw mut request) }?;
+            let count = unsafe { pagemap_scan(self.descriptor.as_raw_fd(), &raw mut request) }?;
             for run in runs.iter().take(count as usize) {
                 let zero = run.categories & u64::from(PAGE_IS_PFNZERO) != 0;
                 visit(page(start)..page(run.start), Page::Absent);
@@ -124,21 +130,12 @@ impl Pagemap {
     fn entry(&self, region: &Region, page: usize) -> Result<u64, Errno> {
         let mut entry = 0u64;
         let index = region.address_of(page) >> region.page_shift;
-        let offset = index.wrapping_mul(size_of::<u64>()) as libc::off_t;
+        let (len, offset) = (size_of::<u64>(), index.wrapping_mul(size_of::<u64>()));
+        let (fd, to) = (self.descriptor.as_raw_fd(), (&raw mut entry).cast());
         // SAFETY: the entry is as long as said.
-        let read = unsafe {
-            libc::pread(self.descriptor, (&raw mut entry).cast(), size_of::<u64>(), offset)
-        };
-        match Errno::result(read)? as usize {
-            len if len == size_of::<u64>() => Ok(entry),
+        match unsafe { sys::read_at(Call::ReadPagemap, fd, to, len, offset) }? {
+            read if read == len => Ok(entry),
             _ => Err(Errno::EIO),
         }
-    }
-}
-
-impl Drop for Pagemap {
-    fn drop(&mut self) {
-        // SAFETY: opened by this value, which goes.
-        unsafe { libc::close(self.descriptor) };
     }
 }

@@ -12,6 +12,7 @@ use super::tables::Chunk;
 use super::tuning::LONELY_PAGES;
 use super::violation::Bound;
 use crate::atomic::Ordering;
+use crate::sys;
 use core::ops::Range;
 use nix::errno::Errno;
 
@@ -272,8 +273,8 @@ fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
     };
     let start = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     // SAFETY: populating changes no content, and the page is part of a reservation of ours.
-    let result = unsafe { libc::madvise(start, 1 << region.page_shift, advice) };
-    result == 0 || !matches!(Errno::last(), Errno::EFAULT | Errno::EHWPOISON)
+    let result = unsafe { sys::advise(start, 1 << region.page_shift, advice) };
+    !matches!(result, Err(Errno::EFAULT | Errno::EHWPOISON))
 }
 
 /// Lets other threads run. Sleeping, unlike sched_yield(2), also lets those run whose priority is

@@ -4,6 +4,7 @@
 use super::tuning::STAGING_SLOTS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
 use crate::page::CHUNK;
+use crate::sys;
 use core::ptr;
 
 /// The slots of the process.
@@ -51,7 +52,7 @@ impl Slot<'_> {
     /// Fills the slot with zeroed memory, a huge page if the kernel has one to give.
     pub(crate) fn populate(&self) -> bool {
         // SAFETY: the slot is this claim's, and empty.
-        unsafe { libc::madvise(self.start().cast(), CHUNK, libc::MADV_POPULATE_WRITE) == 0 }
+        unsafe { sys::advise(self.start(), CHUNK, libc::MADV_POPULATE_WRITE).is_ok() }
     }
 }
 
@@ -61,7 +62,7 @@ impl Drop for Slot<'_> {
     /// place. A slot that cannot be emptied (it is locked in memory) is never used again.
     fn drop(&mut self) {
         // SAFETY: the slot is this claim's.
-        if unsafe { libc::madvise(self.start().cast(), CHUNK, libc::MADV_DONTNEED) } == 0 {
+        if unsafe { sys::advise(self.start(), CHUNK, libc::MADV_DONTNEED) }.is_ok() {
             // Release pairs with the Acquire in `claim`.
             self.owner.claimed.fetch_and(!(1 << self.number), Ordering::Release);
         }

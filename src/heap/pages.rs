@@ -10,7 +10,9 @@
 use crate::Errno;
 use crate::fault::ledger::{Charge, Ledger};
 use crate::fault::resolve::pause;
+use crate::sys;
 use core::ptr;
+use nix::sys::mman::{MapFlags, ProtFlags};
 
 /// The books of a heap, and the system calls that change what is behind its territory.
 pub(crate) struct Pages {
@@ -101,11 +103,10 @@ impl Pages {
 /// Has the kernel fill a range, so that no touch of it faults, as madvise(2) MADV_POPULATE_WRITE does
 /// since Linux 5.14. False if it has no memory.
 fn make_present(address: usize, len: usize, page: usize) -> bool {
-    let start = at(address).cast::<u8>();
+    let start = at(address);
     // SAFETY: populating changes no content; the range is the heap's.
-    let advise = || unsafe { libc::madvise(start.cast(), len, libc::MADV_POPULATE_WRITE) };
-    match quietly(|| Errno::result(advise())) {
-        Ok(_) => return true,
+    match quietly(|| unsafe { sys::advise(start, len, libc::MADV_POPULATE_WRITE) }) {
+        Ok(()) => return true,
         Err(Errno::EINVAL) => {}
         Err(_) => return false,
     }
@@ -119,18 +120,18 @@ fn make_present(address: usize, len: usize, page: usize) -> bool {
 /// Gives the memory of a range of the heap's back to the kernel. It reads zeroes afterwards.
 fn drop_memory(address: usize, len: usize) {
     // SAFETY: no block lies in the range.
-    let result = quietly(|| unsafe { libc::madvise(at(address), len, libc::MADV_DONTNEED) });
-    if result != 0 {
+    let result = quietly(|| unsafe { sys::advise(at(address), len, libc::MADV_DONTNEED) });
+    if result.is_err() {
         // It is locked in memory: then it stays, but must not show what it held.
         // SAFETY: as above; the heap's memory is readable and writable.
-        unsafe { at(address).cast::<u8>().write_bytes(0, len) };
+        unsafe { at(address).write_bytes(0, len) };
     }
 }
 
 /// Has the kernel fill a range in huge pages where it has them. False if it never does.
 pub(crate) fn prefer_huge(address: usize, len: usize) -> bool {
     // SAFETY: the advice changes no content; the range is the heap's.
-    quietly(|| unsafe { libc::madvise(at(address), len, libc::MADV_HUGEPAGE) == 0 })
+    quietly(|| unsafe { sys::advise(at(address), len, libc::MADV_HUGEPAGE).is_ok() })
 }
 
 /// What became of memory that was to be moved.
@@ -148,17 +149,16 @@ pub(crate) enum Moved {
 /// copying it: by mremap(2), which moves page tables where both are aligned to them, as chunks are.
 /// What was behind the target is gone, and it is one mapping afterwards, so that it can be moved again.
 pub(crate) fn move_memory(from: usize, len: usize, to: usize, room: usize) -> Moved {
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: both ranges are the heap's; no block lies at the target, and the one at the source is the
     // caller's, who goes on with the target.
-    let moved = quietly(|| unsafe { libc::mremap(at(from), len, room, flags, at(to)) });
-    if moved == libc::MAP_FAILED {
+    let moved = quietly(|| unsafe { sys::remap(at(from), len, at(to), room) });
+    if moved.is_err() {
         // The kernel may have unmapped the target before it found what was wrong.
         return Moved::TargetLost;
     }
     // Nothing is mapped at the source now, for a moment in which another thread's mmap(2) may have got
     // it: it is not mapped over.
-    match map(from, len, libc::MAP_FIXED_NOREPLACE) {
+    match map(from, len, MapFlags::MAP_FIXED_NOREPLACE) {
         true => Moved::There,
         false => Moved::SourceLost,
     }
@@ -167,28 +167,27 @@ pub(crate) fn move_memory(from: usize, len: usize, to: usize, room: usize) -> Mo
 /// Puts a mapping like the rest of the territory over `len` bytes at `address`, whose memory goes.
 pub(crate) fn renew(address: usize, len: usize) {
     // Should this fail, what was there before is still there.
-    map(address, len, libc::MAP_FIXED);
+    map(address, len, MapFlags::MAP_FIXED);
 }
 
 /// Maps fresh memory at `address`, one of the heap's behind which no block lies.
-fn map(address: usize, len: usize, how: libc::c_int) -> bool {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | how;
+fn map(address: usize, len: usize, how: MapFlags) -> bool {
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | how;
     // SAFETY: by the flags, nothing is mapped over but what is the heap's; what an old kernel, which
     // takes the address for a hint, maps elsewhere goes again.
     quietly(|| unsafe {
-        let mapped = libc::mmap(at(address), len, protection, flags, -1, 0);
-        if mapped != libc::MAP_FAILED && mapped != at(address) {
-            libc::munmap(mapped, len);
-        }
-        mapped == at(address) && {
-            libc::madvise(mapped, len, libc::MADV_NOHUGEPAGE);
-            true
-        }
+        let Ok(mapped) = sys::map(at(address), len, protection, flags, None) else { return false };
+        let there = mapped == at(address);
+        let _ = match there {
+            true => sys::advise(mapped, len, libc::MADV_NOHUGEPAGE),
+            false => sys::unmap(mapped, len),
+        };
+        there
     })
 }
 
-fn at(address: usize) -> *mut libc::c_void {
+fn at(address: usize) -> *mut u8 {
     ptr::with_exposed_provenance_mut(address)
 }
 

@@ -8,6 +8,7 @@ use super::cache::Cache;
 use super::core::Core;
 use crate::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::lock::Mutex;
+use crate::sys;
 use core::cell::Cell;
 use core::ffi::c_void;
 use core::ptr;
@@ -108,11 +109,7 @@ fn key() -> libc::pthread_key_t {
 
 fn make_key() -> bool {
     if KEY.load(Ordering::Relaxed) == 0 {
-        let mut key = 0;
-        // SAFETY: the destructor is a function of this library, and there until the process ends.
-        if unsafe { libc::pthread_key_create(&raw mut key, Some(ended)) } != 0 {
-            return false;
-        }
+        let Ok(key) = sys::thread_key(ended) else { return false };
         KEY.store(key + 1, Ordering::Relaxed);
     }
     true

@@ -5,39 +5,49 @@
 //! async-signal-safe. What they may do to memory depends on the argument: they are `unsafe`, and
 //! each caller proves its own case.
 
+use crate::sys::{self, seam::Call};
 use core::ffi::{c_int, c_ulong};
 pub(super) use linux_raw_sys::general::*;
-use nix::errno::Errno;
 
 /// `UFFDIO`, the type byte of every request.
 const TYPE: u8 = 0xAA;
 
-/// Defines the function that makes a request. By syscall(2) itself: the C library's ioctl(2) takes a
-/// variable argument list, and a hundred bytes of stack, which is small in a signal handler.
+/// Defines the function that makes a request.
 macro_rules! request {
-    ($name:ident, $code:ident, $nr:ident, $argument:ident) => {
+    ($name:ident, $call:ident, $code:ident, $nr:ident, $argument:ident) => {
         pub(super) unsafe fn $name(fd: c_int, argument: *mut $argument) -> nix::Result<c_int> {
             const REQUEST: c_ulong = nix::$code!(TYPE, $nr, size_of::<$argument>());
             // SAFETY: the argument has the type that the request says; the rest is the caller's.
-            let result = unsafe { libc::syscall(libc::SYS_ioctl, fd, REQUEST, argument) };
-            Errno::result(result as c_int)
+            unsafe { sys::ioctl(Call::$call, fd, REQUEST, argument) }
         }
     };
 }
 
-request!(api, request_code_readwrite, _UFFDIO_API, uffdio_api);
-request!(register, request_code_readwrite, _UFFDIO_REGISTER, uffdio_register);
+request!(api, Api, request_code_readwrite, _UFFDIO_API, uffdio_api);
+request!(register, Register, request_code_readwrite, _UFFDIO_REGISTER, uffdio_register);
 // The kernel declares the next two as _IOR although it reads their argument and writes nothing.
-request!(unregister, request_code_read, _UFFDIO_UNREGISTER, uffdio_range);
-request!(wake, request_code_read, _UFFDIO_WAKE, uffdio_range);
-request!(copy, request_code_readwrite, _UFFDIO_COPY, uffdio_copy);
-request!(zeropage, request_code_readwrite, _UFFDIO_ZEROPAGE, uffdio_zeropage);
-request!(move_pages, request_code_readwrite, _UFFDIO_MOVE, uffdio_move);
-request!(write_protect, request_code_readwrite, _UFFDIO_WRITEPROTECT, uffdio_writeprotect);
-request!(continue_, request_code_readwrite, _UFFDIO_CONTINUE, uffdio_continue);
-request!(poison, request_code_readwrite, _UFFDIO_POISON, uffdio_poison);
+request!(unregister, Unregister, request_code_read, _UFFDIO_UNREGISTER, uffdio_range);
+request!(wake, Wake, request_code_read, _UFFDIO_WAKE, uffdio_range);
+request!(copy, Copy, request_code_readwrite, _UFFDIO_COPY, uffdio_copy);
+request!(zeropage, Zeropage, request_code_readwrite, _UFFDIO_ZEROPAGE, uffdio_zeropage);
+request!(move_pages, Move, request_code_readwrite, _UFFDIO_MOVE, uffdio_move);
+request!(
+    write_protect,
+    WriteProtect,
+    request_code_readwrite,
+    _UFFDIO_WRITEPROTECT,
+    uffdio_writeprotect
+);
+request!(continue_, Continue, request_code_readwrite, _UFFDIO_CONTINUE, uffdio_continue);
+request!(poison, Poison, request_code_readwrite, _UFFDIO_POISON, uffdio_poison);
 // USERFAULTFD_IOC_NEW, the one request of /dev/userfaultfd; its argument is userfaultfd(2)'s flags.
-nix::ioctl_write_int_bad!(new, nix::request_code_none!(TYPE, 0x00));
+pub(super) fn new(device: c_int, flags: c_int) -> nix::Result<c_int> {
+    const REQUEST: c_ulong = nix::request_code_none!(TYPE, 0x00);
+    let flags: *mut c_int = core::ptr::without_provenance_mut(flags as usize);
+    // SAFETY: the request takes an integer and touches no memory of ours. It means what it means
+    // here only on the misc device of its name, which is in the system's hands.
+    unsafe { sys::ioctl(Call::NewFromDevice, device, REQUEST, flags) }
+}
 
 // Mode bits that linux/userfaultfd.h writes as `((__u64)1<<n)`.
 pub(super) const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;

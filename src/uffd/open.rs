@@ -2,10 +2,10 @@
 
 use super::{Features, Ioctls, Uffd, abi};
 use crate::error::{Error, ErrorKind, Operation, Result};
-use core::ffi::{c_int, c_long};
+use crate::sys::{self, seam::Call};
+use core::ffi::c_int;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// What the running kernel supports: the answer to [`Uffd::probe`].
@@ -156,22 +156,15 @@ impl UffdBuilder {
 
 /// userfaultfd(2).
 fn system_call(flags: c_int) -> nix::Result<OwnedFd> {
-    // SAFETY: userfaultfd(2) takes one integer and touches no memory of ours.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_userfaultfd, c_long::from(flags)) })?;
+    let fd = sys::userfaultfd(flags)?;
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// `USERFAULTFD_IOC_NEW` of the device, which file permissions guard instead.
 fn device(flags: c_int) -> nix::Result<OwnedFd> {
-    let device = nix::fcntl::open(
-        c"/dev/userfaultfd",
-        OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOCTTY,
-        Mode::empty(),
-    )?;
-    // SAFETY: the request takes an integer and touches no memory of ours. It means what it means
-    // here only on the misc device of this name; the path is in the system's hands.
-    let fd = unsafe { abi::new(device.as_raw_fd(), flags) }?;
+    let device = sys::open(Call::OpenDevice, c"/dev/userfaultfd", OFlag::O_RDWR)?;
+    let fd = abi::new(device.as_raw_fd(), flags)?;
     // SAFETY: the device has just made this descriptor for us; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -1,0 +1,96 @@
+//! The system calls that change or ask about mappings.
+
+use super::seam::{self, Call};
+use core::ffi::c_int;
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags};
+
+/// mmap(2) of anonymous memory, or of the file `from` (a descriptor and an offset).
+///
+/// # Safety
+/// With `MAP_FIXED`, what is mapped at `at` is the caller's to replace.
+pub(crate) unsafe fn map(
+    at: *mut u8,
+    len: usize,
+    protection: ProtFlags,
+    flags: MapFlags,
+    from: Option<(c_int, i64)>,
+) -> Result<*mut u8, Errno> {
+    seam::pass(Call::Map)?;
+    let flags = if from.is_none() { flags | MapFlags::MAP_ANONYMOUS } else { flags };
+    let (fd, offset) = from.unwrap_or((-1, 0));
+    // SAFETY: as the caller promises; else a new mapping touches nothing that exists.
+    let mapped = unsafe { libc::mmap(at.cast(), len, protection.bits(), flags.bits(), fd, offset) };
+    if mapped == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(mapped.cast()) }
+}
+
+/// munmap(2).
+///
+/// # Safety
+/// The range is the caller's, and not used any more.
+pub(crate) unsafe fn unmap(start: *mut u8, len: usize) -> Result<(), Errno> {
+    seam::pass(Call::Unmap)?;
+    // SAFETY: as the caller promises.
+    Errno::result(unsafe { libc::munmap(start.cast(), len) }).map(drop)
+}
+
+/// mprotect(2).
+///
+/// # Safety
+/// The range is the caller's; whoever uses it is prepared for the protection.
+#[inline(always)]
+pub(crate) unsafe fn protect(
+    start: *mut u8,
+    len: usize,
+    protection: ProtFlags,
+) -> Result<(), Errno> {
+    seam::pass(Call::Protect)?;
+    // SAFETY: as the caller promises.
+    Errno::result(unsafe { libc::mprotect(start.cast(), len, protection.bits()) }).map(drop)
+}
+
+/// madvise(2).
+///
+/// # Safety
+/// If the advice changes content, the range is the caller's to change.
+#[inline(always)]
+pub(crate) unsafe fn advise(start: *mut u8, len: usize, advice: c_int) -> Result<(), Errno> {
+    seam::pass(match advice {
+        libc::MADV_DONTNEED => Call::Discard,
+        libc::MADV_POPULATE_READ => Call::PopulateRead,
+        libc::MADV_POPULATE_WRITE => Call::PopulateWrite,
+        _ => Call::Advise,
+    })?;
+    // SAFETY: as the caller promises.
+    Errno::result(unsafe { libc::madvise(start.cast(), len, advice) }).map(drop)
+}
+
+/// mremap(2) to the fixed address `to`.
+///
+/// # Safety
+/// Both ranges are the caller's, who goes on with the target.
+pub(crate) unsafe fn remap(
+    from: *mut u8,
+    len: usize,
+    to: *mut u8,
+    new_len: usize,
+) -> Result<(), Errno> {
+    seam::pass(Call::Remap)?;
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: as the caller promises.
+    let moved =
+        unsafe { libc::mremap(from.cast(), len, new_len, flags, to.cast::<libc::c_void>()) };
+    if moved == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// mincore(2) of the page at `start`: whether it is there.
+///
+/// # Safety
+/// `start` is the address of a page of a mapping.
+pub(crate) unsafe fn resident(start: *mut u8) -> Result<bool, Errno> {
+    seam::pass(Call::Mincore)?;
+    let mut state = 0u8;
+    // SAFETY: the state of a page is one byte.
+    Errno::result(unsafe { libc::mincore(start.cast(), 1, &raw mut state) })?;
+    Ok(state & 1 != 0)
+}

@@ -1,0 +1,113 @@
+//! The system calls that lacuna's life hangs on, each in one place, and each behind a [`seam`]
+//! through which tests make it fail.
+//!
+//! All of them are one system call, allocate nothing and cannot panic, so they work inside a signal
+//! handler and inside an allocator. They set errno as the C library's do.
+
+mod memory;
+#[cfg_attr(not(lacuna_seam), allow(unreachable_pub, reason = "public for tests with the seam"))]
+pub mod seam;
+
+pub(crate) use memory::{advise, map, protect, remap, resident, unmap};
+
+use core::ffi::{CStr, c_int, c_long, c_ulong};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
+use seam::Call;
+use std::os::fd::OwnedFd;
+
+/// userfaultfd(2), with its flags.
+pub(crate) fn userfaultfd(flags: c_int) -> Result<c_int, Errno> {
+    seam::pass(Call::Userfaultfd)?;
+    // SAFETY: userfaultfd(2) takes one integer and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, c_long::from(flags)) };
+    Ok(Errno::result(fd)? as c_int)
+}
+
+/// ioctl(2), by syscall(2) itself: the C library's takes a variable argument list, and a hundred bytes
+/// of stack, which is small in a signal handler.
+///
+/// # Safety
+/// The argument is what `request` takes, and the caller answers for what that does.
+#[inline(always)]
+pub(crate) unsafe fn ioctl<T>(
+    call: Call,
+    fd: c_int,
+    request: c_ulong,
+    argument: *mut T,
+) -> Result<c_int, Errno> {
+    seam::pass(call)?;
+    // SAFETY: as the caller promises.
+    let result = unsafe { libc::syscall(libc::SYS_ioctl, fd, request, argument) };
+    Errno::result(result as c_int)
+}
+
+/// Opens a file of the system's, close-on-exec.
+pub(crate) fn open(call: Call, path: &CStr, flags: OFlag) -> Result<OwnedFd, Errno> {
+    seam::pass(call)?;
+    nix::fcntl::open(path, flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())
+}
+
+/// pread(2).
+///
+/// # Safety
+/// `to` is valid for writes of `len` bytes.
+#[inline(always)]
+pub(crate) unsafe fn read_at(
+    call: Call,
+    fd: c_int,
+    to: *mut u8,
+    len: usize,
+    offset: usize,
+) -> Result<usize, Errno> {
+    seam::pass(call)?;
+    // SAFETY: as the caller promises.
+    let read = unsafe { libc::pread(fd, to.cast(), len, offset as libc::off_t) };
+    Ok(Errno::result(read)? as usize)
+}
+
+/// sigaction(2): gives `signal` the disposition `new`, if any, and tells the one before.
+///
+/// # Safety
+/// Whoever relied on the disposition before must be prepared for the new one.
+pub(crate) unsafe fn sigaction(
+    signal: c_int,
+    new: Option<&libc::sigaction>,
+) -> Result<libc::sigaction, Errno> {
+    seam::pass(Call::Sigaction)?;
+    // SAFETY: zeroes are a valid sigaction, which sigaction(2) overwrites.
+    unsafe {
+        let mut before = core::mem::zeroed();
+        let new = new.map_or(core::ptr::null(), core::ptr::from_ref);
+        Errno::result(libc::sigaction(signal, new, &raw mut before))?;
+        Ok(before)
+    }
+}
+
+/// pthread_atfork(3).
+pub(crate) fn at_fork(
+    before: extern "C" fn(),
+    in_parent: extern "C" fn(),
+    in_child: extern "C" fn(),
+) -> Result<(), Errno> {
+    seam::pass(Call::AtFork)?;
+    // SAFETY: the hooks are functions of this library, and there until the process ends.
+    match unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) } {
+        0 => Ok(()),
+        errno => Err(Errno::from_raw(errno)),
+    }
+}
+
+/// pthread_key_create(3).
+pub(crate) fn thread_key(
+    at_end: unsafe extern "C" fn(*mut libc::c_void),
+) -> Result<libc::pthread_key_t, Errno> {
+    seam::pass(Call::ThreadKey)?;
+    let mut key = 0;
+    // SAFETY: the destructor is a function of this library, and there until the process ends.
+    match unsafe { libc::pthread_key_create(&raw mut key, Some(at_end)) } {
+        0 => Ok(key),
+        errno => Err(Errno::from_raw(errno)),
+    }
+}
