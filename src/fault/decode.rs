@@ -1,6 +1,7 @@
 //! What the kernel tells about a fault: the address, and whether it was a write.
 
-use libc::{c_void, siginfo_t};
+use super::signals::Signal;
+use libc::{c_int, c_void, siginfo_t};
 
 /// How memory was touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,14 +12,20 @@ pub enum Access {
     Write,
 }
 
-/// The faulting address, if the signal is a fault on an address: what kill(2) sends, and memory
-/// errors, are not.
+/// The faulting address, if the signal is a fault that a backend of ours provokes: what kill(2)
+/// sends, memory errors, and touches of what is not mapped at all, are not.
 ///
 /// # Safety
-/// `info` is what the kernel passed to a SIGBUS handler.
-pub(crate) unsafe fn fault_address(info: *const siginfo_t) -> Option<usize> {
-    // SAFETY: the kernel passes a valid siginfo; a SIGBUS with BUS_ADRERR carries an address.
-    unsafe { ((*info).si_code == libc::BUS_ADRERR).then(|| (*info).si_addr().addr()) }
+/// `info` is what the kernel passed to a handler of `signal`.
+pub(crate) unsafe fn fault_address(signal: Signal, info: *const siginfo_t) -> Option<usize> {
+    /// `SEGV_ACCERR` of siginfo.h: the page is mapped, but does not allow this access.
+    const SEGV_ACCERR: c_int = linux_raw_sys::general::SEGV_ACCERR as c_int;
+    let code = match signal {
+        Signal::Bus => libc::BUS_ADRERR,
+        Signal::Segv => SEGV_ACCERR,
+    };
+    // SAFETY: the kernel passes a valid siginfo; with either code it carries an address.
+    unsafe { ((*info).si_code == code).then(|| (*info).si_addr().addr()) }
 }
 
 /// Whether the instruction that faulted wanted to write.

@@ -1,8 +1,9 @@
-//! The SIGBUS handler: where the life of a fault begins and ends.
+//! The signal handler: where the life of a fault begins and ends.
 
 use super::decode::{Access, access, fault_address};
 use super::region::Region;
 use super::registry::Lookup;
+use super::signals::Signal;
 use super::violation::{self, Bound, Violation};
 use super::{REGISTRY, chain, resolve};
 use core::mem;
@@ -17,9 +18,9 @@ pub(crate) type Handler = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 /// - `SA_SIGINFO`: the faulting address, and the context that tells reads from writes.
 /// - `SA_ONSTACK`: the stack pointer may be about to leave its stack, or be a coroutine's small
 ///   one; and runtimes such as Go's demand it. Without an alternate stack it changes nothing.
-/// - `SA_NODEFER`: SIGBUS stays unblocked in the handler: were it to fault itself, a blocked SIGBUS
+/// - `SA_NODEFER`: the signal stays unblocked in the handler: were it to fault itself, a blocked one
 ///   would kill the process there and then.
-/// - `SA_RESTART`: faults interrupt no system call, but a SIGBUS that somebody sends may.
+/// - `SA_RESTART`: faults interrupt no system call, but a signal that somebody sends may.
 ///
 /// The mask is everything but what the processor raises: the handler may own a chunk, and another
 /// handler that ran on top of it and touched the chunk would wait for ever. A foreign signal is
@@ -40,12 +41,13 @@ pub(crate) fn action(handler: Handler) -> libc::sigaction {
     action
 }
 
-/// The handler.
-pub(crate) extern "C" fn front(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+/// The handler, of SIGBUS and, where a backend needs it, of SIGSEGV.
+pub(crate) extern "C" fn front(number: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    let Some(signal) = Signal::of(number) else { return };
     let errno = Errno::last();
     // SAFETY: the kernel calls us with these arguments.
     unsafe {
-        if !handle(info, context) {
+        if !handle(signal, info, context) {
             chain::forward(signal, info, context);
         }
     }
@@ -55,10 +57,10 @@ pub(crate) extern "C" fn front(signal: c_int, info: *mut siginfo_t, context: *mu
 /// Resolves a fault of ours; false if it is foreign.
 ///
 /// # Safety
-/// The arguments are those of a SIGBUS handler with SA_SIGINFO.
-unsafe fn handle(info: *const siginfo_t, context: *const c_void) -> bool {
+/// The arguments are those of a handler of `signal` with SA_SIGINFO.
+unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void) -> bool {
     // SAFETY: as the caller promises.
-    let Some(address) = (unsafe { fault_address(info) }) else { return false };
+    let Some(address) = (unsafe { fault_address(signal, info) }) else { return false };
     let region = match REGISTRY.pin(address, current_thread) {
         Lookup::Found(region) => region,
         Lookup::Nothing => return false,
@@ -68,11 +70,14 @@ unsafe fn handle(info: *const siginfo_t, context: *const c_void) -> bool {
             return true;
         }
     };
+    if !region.raises(signal) {
+        return false;
+    }
     let Some(page) = region.page_of(address) else { return false };
     // SAFETY: as the caller promises.
     let access: Access = unsafe { access(context) };
     if let Err(bound) = resolve::resolve(&region, page, access) {
-        violate(&region, address, access, bound);
+        violate(signal, &region, address, access, bound);
     }
     true
 }
@@ -80,8 +85,8 @@ unsafe fn handle(info: *const siginfo_t, context: *const c_void) -> bool {
 /// Kept out of the handler's frame.
 #[cold]
 #[inline(never)]
-fn violate(region: &Region, address: usize, access: Access, bound: Bound) {
-    violation::die(&Violation::new(region, address, access, bound));
+fn violate(signal: Signal, region: &Region, address: usize, access: Access, bound: Bound) {
+    violation::die(signal, &Violation::new(region, address, access, bound));
 }
 
 /// gettid(2), the number that the gate of the registry knows a thread by.

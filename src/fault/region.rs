@@ -1,6 +1,7 @@
 //! The part of an arena that the fault handler reads.
 
 use super::ledger::Ledger;
+use super::signals::Signal;
 use super::source::Source;
 use super::tables::{Chunk, Tables};
 use super::window::{Surroundings, Window};
@@ -78,6 +79,12 @@ impl Counters {
 }
 
 impl Region {
+    /// Whether this is the signal that the kernel raises for the region's missing pages; any other
+    /// has a cause that is none of ours.
+    pub(crate) fn raises(&self, signal: Signal) -> bool {
+        signal == Signal::Bus
+    }
+
     /// Pages of a whole chunk.
     pub(crate) fn chunk_pages(&self) -> usize {
         1 << self.chunk_page_shift()

@@ -1,4 +1,33 @@
-//! Signal masks, as the kernel has them: 64 bits, where the C library's sets take 128 bytes of stack.
+//! The signals that faults raise, and signal masks as the kernel has them: 64 bits, where the C
+//! library's sets take 128 bytes of stack.
+
+/// A signal that the kernel raises for a page which lacuna has to make accessible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signal {
+    /// SIGBUS: userfaultfd's, for a missing page.
+    Bus,
+    /// SIGSEGV: for a page without access rights.
+    Segv,
+}
+
+impl Signal {
+    /// The signal of this number, if it is one of ours.
+    pub(crate) fn of(number: libc::c_int) -> Option<Self> {
+        match number {
+            libc::SIGBUS => Some(Self::Bus),
+            libc::SIGSEGV => Some(Self::Segv),
+            _ => None,
+        }
+    }
+
+    /// What the kernel calls it.
+    pub(crate) const fn number(self) -> libc::c_int {
+        match self {
+            Self::Bus => libc::SIGBUS,
+            Self::Segv => libc::SIGSEGV,
+        }
+    }
+}
 
 /// All signals are blocked in this thread for as long as this lives: no signal handler touches a chunk
 /// that this thread owns, and waits for its own thread. Our own handler needs none, see its mask.

@@ -1,7 +1,8 @@
-//! Touches that must not be resolved: one line on stderr, then death by SIGBUS.
+//! Touches that must not be resolved: one line on stderr, then death by the signal they raised.
 
 use super::decode::Access;
 use super::region::{NAME_MAX, Name, Region};
+use super::signals::Signal;
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering, UnsafeCell};
 use core::{fmt, mem, ptr};
 use nix::errno::Errno;
@@ -108,9 +109,9 @@ pub unsafe fn set_violation_hook(hook: Option<ViolationHook>) {
     HOOK.store(hook, Ordering::Release);
 }
 
-/// Prints the line, calls the hook, and gives SIGBUS its default disposition, so that the
+/// Prints the line, calls the hook, and gives the signal its default disposition, so that the
 /// instruction, which runs again, takes the process down with its own registers in the core.
-pub(crate) fn die(violation: &Violation) {
+pub(crate) fn die(signal: Signal, violation: &Violation) {
     report(violation);
     let hook = HOOK.load(Ordering::Acquire);
     if !hook.is_null() {
@@ -118,7 +119,7 @@ pub(crate) fn die(violation: &Violation) {
         let hook = unsafe { mem::transmute::<*mut (), ViolationHook>(hook) };
         hook(violation);
     }
-    super::chain::set_default();
+    super::chain::set_default(signal);
 }
 
 /// The line, in memory of its own: the handler's stack may be small. Whoever claims it first
