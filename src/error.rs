@@ -31,6 +31,8 @@ pub enum Operation {
     Move,
     /// read(2) of an event from a userfaultfd.
     ReadEvent,
+    /// Opening `/proc/self/mem`, or writing through it.
+    OpenMemory,
     /// mmap(2) or mprotect(2).
     Map,
     /// madvise(2).
@@ -72,6 +74,7 @@ impl Operation {
             Self::Poison => "UFFDIO_POISON",
             Self::Move => "UFFDIO_MOVE",
             Self::ReadEvent => "read a userfaultfd event",
+            Self::OpenMemory => "write through /proc/self/mem",
             Self::Map => "map memory",
             Self::Advise => "madvise",
             Self::InstallHandler => "install the SIGBUS handler",
@@ -132,6 +135,8 @@ pub enum ErrorKind {
     TemplateNotZero,
     /// A process may have 64 heaps.
     TooManyHeaps,
+    /// `LACUNA_BACKEND` names no backend.
+    UnknownBackend,
 }
 
 impl ErrorKind {
@@ -157,6 +162,7 @@ impl ErrorKind {
             Self::TooShort => "a heap needs at least 2 MiB",
             Self::TemplateNotZero => "a heap needs an arena whose template is zero",
             Self::TooManyHeaps => "a process may have 64 heaps",
+            Self::UnknownBackend => "LACUNA_BACKEND is neither `userfaultfd` nor `mprotect`",
         }
     }
 }
@@ -244,12 +250,17 @@ impl Error {
             (Operation::Open, _, Some(Errno::EPERM | Errno::EACCES)) => {
                 "userfaultfd is denied: allow the system call in the seccomp profile \
                  (container runtimes deny it by default), or set vm.unprivileged_userfaultfd=1, \
-                 or grant access to /dev/userfaultfd"
+                 or grant access to /dev/userfaultfd; or use Backend::Mprotect"
             }
             (Operation::Open, _, Some(Errno::ENOSYS)) => {
-                "this kernel or sandbox has no userfaultfd (CONFIG_USERFAULTFD)"
+                "this kernel or sandbox has no userfaultfd (CONFIG_USERFAULTFD); \
+                 use Backend::Mprotect"
             }
             (Operation::Open, _, Some(Errno::EMFILE)) => "raise RLIMIT_NOFILE (ulimit -n)",
+            (Operation::OpenMemory, _, _) => {
+                "without userfaultfd, templates other than zero need /proc mounted and \
+                 /proc/self/mem writable (proc_mem.force_override=always)"
+            }
             (Operation::Map, _, Some(Errno::ENOMEM)) => {
                 "the address space, RLIMIT_AS, vm.max_map_count or vm.overcommit_memory=2 \
                  does not allow this reservation"

@@ -17,6 +17,7 @@ pub mod uffd;
 
 pub use arena::{Arena, ArenaBuilder, Populated, Stats, Template};
 pub use error::{Error, ErrorKind, Operation, Result};
+pub use fault::backend::Backend;
 pub use fault::decode::Access;
 pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
 pub use fault::window::Window;

@@ -3,9 +3,10 @@
 use super::mapping::{Layout, Mapping};
 use super::registrar::REGISTRAR;
 use super::template::Template;
-use super::{Arena, engine};
+use super::{Arena, choice, engine, mprotect};
 use crate::atomic::{AtomicU32, AtomicUsize};
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::backend::Backend;
 use crate::fault::ledger::{Ledger, UNBOUNDED};
 use crate::fault::region::{Counters, Name, Region};
 use crate::fault::source::{Buffers, Source};
@@ -31,6 +32,7 @@ pub struct ArenaBuilder<'a> {
     huge_pages: bool,
     lending: bool,
     keep_resident: usize,
+    backend: Option<Backend>,
 }
 
 impl<'a> ArenaBuilder<'a> {
@@ -45,6 +47,7 @@ impl<'a> ArenaBuilder<'a> {
             huge_pages: true,
             lending: true,
             keep_resident: 0,
+            backend: None,
         }
     }
 
@@ -119,6 +122,22 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
+    /// How the arena learns of first touches. By default it is what the environment variable
+    /// `LACUNA_BACKEND` says (`userfaultfd` or `mprotect`), or else userfaultfd where that is allowed
+    /// and [`Backend::Mprotect`] where it is not.
+    ///
+    /// ```
+    /// use lacuna::{Arena, Backend};
+    ///
+    /// let arena = Arena::builder(1 << 30).backend(Backend::Mprotect).reserve()?;
+    /// assert_eq!(arena.backend(), Backend::Mprotect);
+    /// # Ok::<(), lacuna::Error>(())
+    /// ```
+    pub const fn backend(mut self, backend: Backend) -> Self {
+        self.backend = Some(backend);
+        self
+    }
+
     /// Reserves the arena. It costs address space, a few system calls whatever its size, and no
     /// memory to speak of.
     ///
@@ -127,7 +146,10 @@ impl<'a> ArenaBuilder<'a> {
     /// - [`ErrorKind::NameTooLong`], [`ErrorKind::BudgetTooSmall`] (less than a page),
     ///   [`ErrorKind::LimitPastLength`], [`ErrorKind::WindowTooSmall`] (no page),
     ///   [`ErrorKind::TemplateTooLong`]: no such value.
-    /// - [`ErrorKind::Os`] with [`Operation::Open`]: userfaultfd is denied.
+    /// - [`ErrorKind::UnknownBackend`]: `LACUNA_BACKEND` names none.
+    /// - [`ErrorKind::Os`] with [`Operation::Open`]: userfaultfd was asked for, and is denied.
+    /// - [`ErrorKind::Os`] with [`Operation::OpenMemory`]: without userfaultfd, the template cannot
+    ///   be written.
     /// - [`ErrorKind::Os`] with [`Operation::Map`]: the address space is not to be had.
     /// - [`ErrorKind::Unsupported`]: the kernel is older than 5.14.
     ///
@@ -144,22 +166,29 @@ impl<'a> ArenaBuilder<'a> {
     pub fn reserve(self) -> Result<Arena> {
         let layout = Layout::new(self.len)?;
         let settings = self.check(&layout)?;
-        engine::start()?;
+        let backend = choice::start(self.backend)?;
 
         let tables_layout = tables::Layout::new(layout.span / CHUNK);
         let tables = Mapping::zeroed(tables_layout.size)?;
         let (buffers, source) = self.source()?;
         let reservation = Mapping::reserve(layout.total)?;
         let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
-        reservation.open(offset, layout.len)?;
         reservation.forbid_huge_pages(offset, layout.len)?;
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
-        let ioctls = engine::register(base.as_ptr().addr(), layout.len)?;
+        let moves = match backend {
+            Backend::Userfaultfd => {
+                reservation.open(offset, layout.len)?;
+                engine::register(base.as_ptr().addr(), layout.len)?.contains(Ioctls::MOVE)
+            }
+            Backend::Mprotect if matches!(source, Source::Zero) => false,
+            Backend::Mprotect => mprotect::start_writing().map(|()| false)?,
+        };
         let keep = if source.is_ordinary() { self.keep_resident >> page_shift() } else { 0 };
-        let huge = self.huge_pages && ioctls.contains(Ioctls::MOVE) && source.is_ordinary();
+        let huge = self.huge_pages && moves && source.is_ordinary();
 
         let region = Region {
+            backend,
             base: base.as_ptr().addr(),
             pages: layout.len >> page_shift(),
             page_shift: page_shift(),

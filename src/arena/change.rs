@@ -2,7 +2,7 @@
 
 use super::Arena;
 use crate::fault::REGISTRY;
-use crate::fault::chunk::ChunkState;
+use crate::fault::backend::Backend;
 use crate::fault::handler::current_thread;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
@@ -28,7 +28,8 @@ impl Arena {
         index: usize,
         change: impl FnOnce(&Region, &Chunk<'_>) -> R,
     ) -> Option<R> {
-        self.inside(index, ChunkState::enter, ChunkState::leave, change)
+        let _masked = (self.region().backend == Backend::Mprotect).then(SignalsBlocked::new);
+        self.inside(index, Region::enter, Region::leave, change)
     }
 
     /// Runs `change` as the owner of chunk `index`: nobody else changes which of its pages are
@@ -42,12 +43,9 @@ impl Arena {
         index: usize,
         change: impl FnOnce(&Region, &Chunk<'_>) -> R,
     ) -> Option<R> {
-        self.inside(index, ChunkState::claim, ChunkState::release, |region, chunk| {
-            while !chunk.state.is_quiet() {
-                pause(1_000);
-            }
-            change(region, chunk)
-        })
+        let begin = |_: &Region, chunk: &Chunk<'_>| chunk.own();
+        let end = |_: &Region, chunk: &Chunk<'_>| chunk.state.release();
+        self.inside(index, begin, end, change)
     }
 
     /// Runs `change` between `begin`, tried until it succeeds, and `end`; `None` if there is no such
@@ -55,16 +53,16 @@ impl Arena {
     fn inside<R>(
         &self,
         index: usize,
-        begin: fn(&ChunkState) -> bool,
-        end: fn(&ChunkState),
+        begin: fn(&Region, &Chunk<'_>) -> bool,
+        end: fn(&Region, &Chunk<'_>),
         change: impl FnOnce(&Region, &Chunk<'_>) -> R,
     ) -> Option<R> {
         loop {
             let region = self.pin();
             let chunk = region.tables.chunk(index)?;
-            if begin(chunk.state) {
+            if begin(&region, &chunk) {
                 let result = change(&region, &chunk);
-                end(chunk.state);
+                end(&region, &chunk);
                 return Some(result);
             }
             drop(region);

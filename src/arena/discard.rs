@@ -3,15 +3,15 @@
 use super::Arena;
 use crate::Errno;
 use crate::error::{Error, Operation, Result};
+use crate::fault::backend::Backend;
 use crate::fault::lend;
+use crate::fault::protect;
 use crate::fault::region::Region;
 use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use crate::fault::tuning::DISCARD_BATCH;
-use crate::sys;
 use core::ops::Range;
-use core::ptr;
 
 impl Arena {
     /// Gives the memory of `range` (bytes, whole pages) back: the next touch of each page sees the
@@ -134,7 +134,7 @@ impl<'a> Batch<'a> {
         let first = self.iter().find_map(|chunk| self.present(&chunk, pages).next());
         let last = self.iter().rev().find_map(|chunk| self.present(&chunk, pages).next_back());
         if let (Some(first), Some(last)) = (first, last) {
-            drop_pages(self.region, first, last + 1 - first)?;
+            drop_pages(self.region, first..last + 1)?;
         }
         self.iter().for_each(|chunk| self.forget(&chunk, pages));
         Ok(())
@@ -180,9 +180,10 @@ impl Drop for Batch<'_> {
     }
 }
 
-/// Has the kernel drop `count` pages from `page` on.
-fn drop_pages(region: &Region, page: usize, count: usize) -> Result<(), Errno> {
-    let start = ptr::with_exposed_provenance_mut(region.address_of(page));
-    // SAFETY: the pages lie in a reservation of ours, whose owner gave them up.
-    unsafe { sys::advise(start, count << region.page_shift, libc::MADV_DONTNEED) }
+/// Has the kernel drop what `pages` hold, and tell when they are touched.
+fn drop_pages(region: &Region, pages: Range<usize>) -> Result<(), Errno> {
+    if region.backend == Backend::Mprotect {
+        protect::close(region, pages.clone())?;
+    }
+    protect::drop_pages(region, pages)
 }

@@ -2,9 +2,11 @@
 //! the first arena is, and there until the process ends.
 
 use super::mapping::Mapping;
+use super::mprotect;
 use super::registrar::{REGISTRAR, close_gate, open_gate};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::backend::Backend;
 use crate::fault::handler::current_thread;
 use crate::fault::lend::MAPPINGS;
 use crate::fault::region::Region;
@@ -24,7 +26,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 /// 1 once everything is there.
 static STARTED: AtomicU32 = AtomicU32::new(0);
 /// Held by the thread that makes it.
-static STARTING: Mutex<()> = Mutex::new(());
+pub(super) static STARTING: Mutex<()> = Mutex::new(());
 
 /// Makes sure that faults can be resolved.
 pub(crate) fn start() -> Result<()> {
@@ -47,17 +49,18 @@ pub(crate) fn start() -> Result<()> {
     core::mem::forget(zeroes);
     STAGING.base.store(staging.base().as_ptr(), Ordering::Relaxed);
     core::mem::forget(staging);
-    MAPPINGS.most.store(mappings_to_lend(), Ordering::Relaxed);
+    set_mappings_to_lend();
     set_descriptor(uffd.into_fd().into_raw_fd());
     STARTED.store(1, Ordering::Release);
     Ok(())
 }
 
-/// How many mappings lending may make: a share of what a process may have.
-fn mappings_to_lend() -> usize {
+/// Sets how many mappings lending may make: a share of what a process may have.
+pub(super) fn set_mappings_to_lend() {
     const DEFAULT: usize = 65_530;
     let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
-    limit.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT) / MAPPINGS_SHARE
+    let limit = limit.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT);
+    MAPPINGS.most.store(limit / MAPPINGS_SHARE, Ordering::Relaxed);
 }
 
 /// Maps the zeroes, every page of them present; this also tells whether the kernel has the advice
@@ -74,7 +77,7 @@ fn map_zeroes() -> Result<Mapping> {
 
 /// Puts our handler in front for `signal`. The caller sees to it that this is done once for each
 /// signal, by one thread at a time.
-pub(crate) fn install_handler(signal: Signal) -> Result<()> {
+pub(super) fn install_handler(signal: Signal) -> Result<()> {
     match signal {
         Signal::Bus => install_above_registry(),
         Signal::Segv => install_alone(signal),
@@ -121,7 +124,7 @@ fn exchange(signal: Signal, action: &libc::sigaction) -> nix::Result<libc::sigac
 
 /// Arenas go on in forked children. The kernel forgets there that the memory was registered, and
 /// the inherited descriptor still acts on the parent: the child needs one of its own.
-fn install_fork_hooks() -> Result<()> {
+pub(super) fn install_fork_hooks() -> Result<()> {
     static HOOKS: Hooks = Hooks { before: before_fork, in_parent: after_fork, in_child };
     fork::install(Layer::Arenas, &HOOKS)
         .map_err(|errno| Error::os(Operation::InstallForkHooks, errno))
@@ -148,6 +151,7 @@ fn in_child() {
     if STARTED.load(Ordering::Acquire) == 1 && rearm().is_err() {
         give_up();
     }
+    mprotect::restart();
     after_fork();
 }
 
@@ -160,16 +164,17 @@ fn rearm() -> Result<()> {
     set_descriptor(own.into_fd().into_raw_fd());
     // SAFETY: `before_fork` locked it, on this thread, which is the only one.
     let registrar = unsafe { &*REGISTRAR.data_ptr() };
-    registrar.regions().filter(|region| is_lazy(region)).try_for_each(|region| {
+    registrar.regions().filter(|region| is_registered(region)).try_for_each(|region| {
         let (start, len) = (region.address_of(0), region.pages << region.page_shift);
         register(start, len).map(drop)
     })
 }
 
-/// Whether the region is not a heap's, which the kernel fills by itself.
-fn is_lazy(region: &Region) -> bool {
+/// Whether the region is registered: not one of another backend's, nor a heap's, which the kernel
+/// fills by itself.
+fn is_registered(region: &Region) -> bool {
     // Relaxed: asked in a forked child, where no other thread is left that could change it.
-    region.handed_over.load(Ordering::Relaxed) == 0
+    region.backend == Backend::Userfaultfd && region.handed_over.load(Ordering::Relaxed) == 0
 }
 
 /// Without a userfaultfd the child would read zeroes where a template should be. It may be about to
@@ -179,18 +184,23 @@ fn give_up() {
     // SAFETY: the message is valid, the regions are mappings of ours, and the lock is held.
     unsafe {
         libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len());
-        for region in (*REGISTRAR.data_ptr()).regions().filter(|region| is_lazy(region)) {
+        for region in (*REGISTRAR.data_ptr()).regions().filter(|region| is_registered(region)) {
             let start = ptr::with_exposed_provenance_mut(region.address_of(0));
             libc::mprotect(start, region.pages << region.page_shift, libc::PROT_NONE);
         }
     }
 }
 
-/// Has the kernel fill the missing pages of a reservation by itself.
-pub(crate) fn unregister(start: usize, len: usize) -> Result<()> {
-    let address = ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the range is a reservation of ours, of zeroes.
-    unsafe { uffd().unregister(address, len) }
+/// Has the kernel fill the missing pages of a region, of zeroes, by itself.
+pub(super) fn hand_over(region: &Region) -> Result<()> {
+    let address = ptr::with_exposed_provenance_mut(region.base);
+    match region.backend {
+        // SAFETY: the range is a reservation of ours, of zeroes.
+        Backend::Userfaultfd => unsafe {
+            uffd().unregister(address, region.pages << region.page_shift)
+        },
+        Backend::Mprotect => mprotect::hand_over(region),
+    }
 }
 
 /// Has the kernel raise SIGBUS for the missing pages of a reservation.

@@ -34,7 +34,7 @@ impl Arena {
         // Relaxed: read by forked children alone. Before the system call, since a child must not
         // have a signal for what its parent's heap uses.
         region.handed_over.store(1, crate::atomic::Ordering::Relaxed);
-        engine::unregister(region.base, self.len())?;
+        engine::hand_over(region)?;
         Ok(HandedOver {
             base: region.base,
             len: self.limit() / CHUNK * CHUNK,

@@ -2,11 +2,13 @@
 
 mod builder;
 mod change;
+mod choice;
 mod discard;
 mod engine;
 mod hand_over;
 mod mapping;
 mod measure;
+mod mprotect;
 mod populate;
 mod publish;
 mod registrar;
@@ -25,6 +27,7 @@ pub(crate) use stats::Bytes;
 
 use crate::atomic::{Ordering, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::backend::Backend;
 use crate::fault::lend;
 use crate::fault::region::Region;
 use crate::page::{page_size, round_up};
@@ -98,6 +101,12 @@ impl Arena {
     #[must_use]
     pub fn name(&self) -> &str {
         self.region().name.as_str()
+    }
+
+    /// How the arena learns of first touches.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.region().backend
     }
 
     /// The prefix that may be touched, in bytes.

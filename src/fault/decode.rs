@@ -2,6 +2,7 @@
 
 use super::signals::Signal;
 use libc::{c_int, c_void, siginfo_t};
+use machine::{WRITE, cause, is_fetch_cause};
 
 /// How memory was touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,29 +29,69 @@ pub(crate) unsafe fn fault_address(signal: Signal, info: *const siginfo_t) -> Op
     unsafe { ((*info).si_code == code).then(|| (*info).si_addr().addr()) }
 }
 
-/// Whether the instruction that faulted wanted to write.
+/// Whether the instruction that faulted wanted to write. Where that is not known, yes: a page that can
+/// be written serves reads too.
 ///
 /// # Safety
 /// `context` is what the kernel passed to a handler with SA_SIGINFO.
-#[cfg(target_arch = "x86_64")]
 pub(crate) unsafe fn access(context: *const c_void) -> Access {
-    /// Bit 1 of the page fault error code: the access was a write.
-    const WRITE: i64 = 1 << 1;
-    let context = context.cast::<libc::ucontext_t>();
-    // SAFETY: the kernel passes a valid ucontext; REG_ERR is one of its registers.
-    let error = unsafe { (*context).uc_mcontext.gregs.get(libc::REG_ERR as usize).copied() };
-    match error {
-        Some(error) if error & WRITE == 0 => Access::Read,
+    // SAFETY: as the caller promises.
+    match unsafe { cause(context) } {
+        Some(cause) if cause & WRITE == 0 => Access::Read,
         _ => Access::Write,
     }
 }
 
-/// Whether the instruction that faulted wanted to write.
+/// Whether the fault was met in fetching the instruction itself. No page that lacuna makes accessible
+/// is executable.
 ///
 /// # Safety
 /// `context` is what the kernel passed to a handler with SA_SIGINFO.
+pub(crate) unsafe fn is_fetch(context: *const c_void) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe { cause(context) }.is_some_and(is_fetch_cause)
+}
+
+/// Whether this machine tells fetches apart.
+pub(crate) const TELLS_FETCHES: bool = cfg!(any(target_arch = "x86_64", target_arch = "aarch64"));
+
+#[cfg(target_arch = "x86_64")]
+mod machine {
+    use libc::c_void;
+
+    /// Bit 1 of the page fault error code: the access was a write.
+    pub(super) const WRITE: u64 = 1 << 1;
+    /// Bit 4 of the page fault error code: an instruction fetch.
+    const FETCH: u64 = 1 << 4;
+
+    pub(super) fn is_fetch_cause(cause: u64) -> bool {
+        cause & FETCH != 0
+    }
+
+    /// The error code of the page fault.
+    ///
+    /// # Safety
+    /// `context` is what the kernel passed to a handler with SA_SIGINFO.
+    pub(super) unsafe fn cause(context: *const c_void) -> Option<u64> {
+        let context = context.cast::<libc::ucontext_t>();
+        // SAFETY: the kernel passes a valid ucontext; REG_ERR is one of its registers.
+        let error = unsafe { (*context).uc_mcontext.gregs.get(libc::REG_ERR as usize).copied() };
+        error.map(i64::cast_unsigned)
+    }
+}
+
 #[cfg(target_arch = "aarch64")]
-pub(crate) unsafe fn access(context: *const c_void) -> Access {
+mod machine {
+    use libc::c_void;
+
+    /// Bit 6 of a data abort's syndrome, "write not read".
+    pub(super) const WRITE: u64 = 1 << 6;
+
+    /// An instruction abort, by the syndrome's exception class, bits 26 to 31.
+    pub(super) fn is_fetch_cause(cause: u64) -> bool {
+        matches!(cause >> 26 & 0x3f, 0x20 | 0x21)
+    }
+
     /// `struct _aarch64_ctx` of asm/sigcontext.h, which heads each record.
     #[repr(C)]
     struct Header {
@@ -58,40 +99,48 @@ pub(crate) unsafe fn access(context: *const c_void) -> Access {
         size: u32,
     }
     const ESR_MAGIC: u32 = 0x4553_5201;
-    /// Bit 6 of a data abort's syndrome, "write not read".
-    const WRITE: u64 = 1 << 6;
     /// `__reserved` of `struct sigcontext`: the records, at the end of the machine context and
     /// aligned to 16.
     const RECORDS: usize = 4096;
     const OFFSET: usize = size_of::<libc::mcontext_t>() - RECORDS;
 
-    let context = context.cast::<libc::ucontext_t>();
-    // SAFETY: the kernel passes a valid ucontext; its records lie within `__reserved`, each headed
-    // by its size, and end with one of size 0.
-    unsafe {
-        let records = (&raw const (*context).uc_mcontext).cast::<u8>().add(OFFSET);
-        let mut at = 0;
-        while at + size_of::<Header>() <= RECORDS {
-            let header = records.add(at).cast::<Header>();
-            match ((*header).magic, (*header).size as usize) {
-                (ESR_MAGIC, _) => {
-                    let syndrome = header.add(1).cast::<u64>().read_unaligned();
-                    return if syndrome & WRITE == 0 { Access::Read } else { Access::Write };
+    /// The exception's syndrome, ESR.
+    ///
+    /// # Safety
+    /// `context` is what the kernel passed to a handler with SA_SIGINFO.
+    pub(super) unsafe fn cause(context: *const c_void) -> Option<u64> {
+        let context = context.cast::<libc::ucontext_t>();
+        // SAFETY: the kernel passes a valid ucontext; its records lie within `__reserved`, each headed
+        // by its size, and end with one of size 0.
+        unsafe {
+            let records = (&raw const (*context).uc_mcontext).cast::<u8>().add(OFFSET);
+            let mut at = 0usize;
+            while at.wrapping_add(size_of::<Header>()) <= RECORDS {
+                let header = records.add(at).cast::<Header>();
+                match ((*header).magic, (*header).size as usize) {
+                    (ESR_MAGIC, _) => return Some(header.add(1).cast::<u64>().read_unaligned()),
+                    (_, 0) => break,
+                    (_, size) => at = at.wrapping_add(size),
                 }
-                (_, 0) => break,
-                (_, size) => at += size,
             }
         }
+        None
     }
-    Access::Write
 }
 
-/// Whether the instruction that faulted wanted to write: not known here, and a page that can be
-/// written serves reads too.
-///
-/// # Safety
-/// `context` is what the kernel passed to a handler with SA_SIGINFO.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(crate) unsafe fn access(_context: *const c_void) -> Access {
-    Access::Write
+mod machine {
+    use libc::c_void;
+
+    pub(super) const WRITE: u64 = 0;
+
+    pub(super) fn is_fetch_cause(_: u64) -> bool {
+        false
+    }
+
+    /// # Safety
+    /// None.
+    pub(super) unsafe fn cause(_: *const c_void) -> Option<u64> {
+        None
+    }
 }

@@ -1,6 +1,6 @@
 //! The signal handler: where the life of a fault begins and ends.
 
-use super::decode::{Access, access, fault_address};
+use super::decode::{Access, access, fault_address, is_fetch};
 use super::region::Region;
 use super::registry::Lookup;
 use super::signals::Signal;
@@ -70,7 +70,8 @@ unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void)
             return true;
         }
     };
-    if !region.raises(signal) {
+    // SAFETY: as the caller promises.
+    if !region.raises(signal) || signal == Signal::Segv && unsafe { is_fetch(context) } {
         return false;
     }
     let Some(page) = region.page_of(address) else { return false };

@@ -5,8 +5,10 @@
 //! A lent chunk in the midst of others that are not splits a mapping in three. The kernel has a
 //! limit on mappings, shared with the whole process, so lending stops at a share of it.
 
+use super::backend::Backend;
 use super::ledger::Charge;
 use super::pagemap::{Page, Pagemap};
+use super::protect;
 use super::region::Region;
 use super::tables::Chunk;
 use super::uffd;
@@ -74,7 +76,7 @@ pub(crate) fn recall(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(
     let mut missing = 0u64;
     let mut result = Ok(());
     for page in 0..pages.len() {
-        match pagemap.is_missing(region, pages.start.wrapping_add(page)) {
+        match is_missing(region, &pagemap, pages.start.wrapping_add(page)) {
             Ok(false) => {}
             Ok(true) => {
                 let was_lent = chunk.lend().clear_one(page);
@@ -88,6 +90,25 @@ pub(crate) fn recall(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(
     }
     region.ledger.release(0, missing);
     result
+}
+
+/// Whether the kernel has not filled a page of a chunk that was just taken back. If so, it will not do
+/// so any more.
+#[inline(always)]
+fn is_missing(region: &Region, pagemap: &Pagemap, page: usize) -> Result<bool, Errno> {
+    let missing = pagemap.is_missing(region, page)?;
+    if !missing || region.backend == Backend::Userfaultfd {
+        return Ok(missing);
+    }
+    // It may fill the page until that is out of reach.
+    let alone = page..page.wrapping_add(1);
+    protect::close(region, alone.clone())?;
+    let missing = pagemap.is_missing(region, page);
+    match missing {
+        Ok(true) => {}
+        _ => protect::open(region, alone)?,
+    }
+    missing
 }
 
 /// The first half of [`recall`], which is enough where every page is dropped next: the chunk's missing
@@ -107,12 +128,9 @@ pub(crate) fn recall_any(region: &Region) -> bool {
     let Some(index) = next_lent(region, region.hand.load(Ordering::Relaxed)) else { return false };
     region.hand.store(index, Ordering::Relaxed);
     let Some(chunk) = region.tables.chunk(index) else { return false };
-    if !chunk.state.claim() {
+    if !chunk.own() {
         // Somebody is changing it: look again.
         return true;
-    }
-    while !chunk.state.is_quiet() {
-        super::resolve::pause(1_000);
     }
     let recalled = !chunk.state.is_lent() || recall(region, &chunk, true).is_ok();
     chunk.state.release();
@@ -184,27 +202,40 @@ fn correct(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, page: Page) 
         Page::Absent => {
             ledger.release(chunk.resident.clear(pages.clone()) as u64, 0);
             if !chunk.state.is_lent() {
-                ledger.release(0, chunk.lent().map_or(0, |lent| lent.clear(pages)) as u64);
+                let lent = chunk.lent().map_or(0, |lent| lent.clear(pages.clone()));
+                ledger.release(0, lent as u64);
+                if region.backend == Backend::Mprotect {
+                    let first = region.pages_of(chunk.index).start;
+                    let pages = first.wrapping_add(pages.start)..first.wrapping_add(pages.end);
+                    // Should it fail, the kernel fills them uncharged until the next measuring.
+                    let _ = protect::close(region, pages);
+                }
             }
         }
     }
 }
 
+/// Has the kernel fill the chunk's missing pages by itself.
 fn unregister(region: &Region, index: usize) -> bool {
     let (start, len) = span(region, index);
-    // SAFETY: the chunk is of zeroes, as the kernel fills it, and its owner has charged all of it.
-    match unsafe { uffd().unregister(start, len) } {
-        Ok(()) => true,
-        Err(_) => {
-            // Most likely there are no more mappings to be had.
-            MAPPINGS.most.store(MAPPINGS.used.load(Ordering::Relaxed), Ordering::Relaxed);
-            false
-        }
+    let done = match region.backend {
+        // SAFETY: the chunk is of zeroes, as the kernel fills it, and its owner has charged all of it.
+        Backend::Userfaultfd => unsafe { uffd().unregister(start, len) }.is_ok(),
+        Backend::Mprotect => protect::open(region, region.pages_of(index)).is_ok(),
+    };
+    if !done {
+        // Most likely there are no more mappings to be had.
+        MAPPINGS.most.store(MAPPINGS.used.load(Ordering::Relaxed), Ordering::Relaxed);
     }
+    done
 }
 
-/// Has the chunk's missing pages fault again.
-pub(crate) fn register(region: &Region, index: usize) -> Result<(), Errno> {
+/// Has the chunk's missing pages fault again. Without userfaultfd that is done page by page, or when
+/// they are dropped.
+fn register(region: &Region, index: usize) -> Result<(), Errno> {
+    if region.backend == Backend::Mprotect {
+        return Ok(());
+    }
     let (start, len) = span(region, index);
     // SAFETY: the chunk is part of a reservation of ours.
     match unsafe { uffd().register(start, len, RegisterMode::MISSING) } {

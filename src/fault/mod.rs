@@ -24,6 +24,7 @@
     )
 )]
 
+pub(crate) mod backend;
 pub(crate) mod bits;
 pub(crate) mod chain;
 pub(crate) mod chunk;
@@ -34,6 +35,7 @@ pub(crate) mod huge;
 pub(crate) mod ledger;
 pub(crate) mod lend;
 pub(crate) mod pagemap;
+pub(crate) mod protect;
 pub(crate) mod region;
 pub(crate) mod registry;
 pub(crate) mod resolve;

@@ -1,5 +1,6 @@
 //! The part of an arena that the fault handler reads.
 
+use super::backend::Backend;
 use super::ledger::Ledger;
 use super::signals::Signal;
 use super::source::Source;
@@ -36,6 +37,7 @@ impl Name {
 /// What the handler knows of an arena. Configuration is fixed while the region is published; what
 /// changes is atomic.
 pub(crate) struct Region {
+    pub(crate) backend: Backend,
     /// First byte of the reservation, aligned to a chunk.
     pub(crate) base: usize,
     /// Pages of the reservation.
@@ -82,7 +84,7 @@ impl Region {
     /// Whether this is the signal that the kernel raises for the region's missing pages; any other
     /// has a cause that is none of ours.
     pub(crate) fn raises(&self, signal: Signal) -> bool {
-        signal == Signal::Bus
+        self.backend.signal() == signal
     }
 
     /// Pages of a whole chunk.
@@ -115,6 +117,41 @@ impl Region {
     pub(crate) fn pages_of(&self, index: usize) -> Range<usize> {
         let first = index.wrapping_shl(self.chunk_page_shift());
         first..first.saturating_add(self.chunk_pages()).min(self.pages)
+    }
+
+    /// Enters a chunk to install pages: as one of its fillers, or, where the backend does not tell
+    /// whether a page is there already, as its owner, with signals blocked. False if it has an owner.
+    #[inline(always)]
+    pub(crate) fn enter(&self, chunk: &Chunk<'_>) -> bool {
+        match self.backend {
+            Backend::Userfaultfd => chunk.state.enter(),
+            Backend::Mprotect => chunk.own(),
+        }
+    }
+
+    /// Ends what a successful [`enter`](Self::enter) began.
+    #[inline(always)]
+    pub(crate) fn leave(&self, chunk: &Chunk<'_>) {
+        match self.backend {
+            Backend::Userfaultfd => chunk.state.leave(),
+            Backend::Mprotect => chunk.state.release(),
+        }
+    }
+
+    /// Runs `work` as the owner of a chunk that the caller has entered; false if somebody else has
+    /// entered it too.
+    #[inline(always)]
+    pub(crate) fn alone(&self, chunk: &Chunk<'_>, work: impl FnOnce() -> bool) -> bool {
+        match self.backend {
+            Backend::Mprotect => work(),
+            Backend::Userfaultfd => {
+                chunk.state.upgrade() && {
+                    let done = work();
+                    chunk.state.downgrade();
+                    done
+                }
+            }
+        }
     }
 
     /// Pages that may be touched now.

@@ -1,11 +1,13 @@
 //! The policy: what to install for a fault, and when not to.
 
+use super::backend::Backend;
 use super::bits::Snapshot;
 use super::decode::Access;
 use super::fill::{add, fill};
 use super::huge::fill_chunk;
 use super::ledger::Charge;
 use super::lend::{lend, recall_any};
+use super::protect;
 use super::region::{Counters, Region};
 use super::source::Source;
 use super::tables::Chunk;
@@ -62,7 +64,7 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     let Some((chunk, index)) = region.chunk_of(page) else {
         return Err(Bound::Unresolvable(Errno::ENOENT));
     };
-    if !chunk.state.enter() {
+    if !region.enter(&chunk) {
         // Somebody discards here; the work is short.
         pause(10_000);
         return Ok(());
@@ -88,7 +90,7 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
         Plan::Verify => verify(region, &chunk, index, access, Errno::EEXIST),
         Plan::Lend | Plan::FillWhole | Plan::Done => Ok(()),
     };
-    chunk.state.leave();
+    region.leave(&chunk);
     match result {
         // Not while inside a chunk: another fault may be recalling that very one.
         Err(Bound::Budget(_)) if recall_one(region) => Ok(()),
@@ -174,12 +176,7 @@ fn is_lonely(present: &Snapshot, page: usize) -> bool {
 /// Lends a chunk, if this is its only filler.
 #[inline(never)]
 fn lend_alone(region: &Region, chunk: &Chunk<'_>) -> bool {
-    if !chunk.state.upgrade() {
-        return false;
-    }
-    let lent = lend(region, chunk);
-    chunk.state.downgrade();
-    lent
+    region.alone(chunk, || lend(region, chunk))
 }
 
 /// Whether a whole chunk is worth a huge page: reads of zeroes take no memory at all.
@@ -193,13 +190,8 @@ fn wants_huge(region: &Region, access: Access) -> bool {
 /// by our handler's mask or by the caller: it owns the chunk for a while.
 #[inline(never)]
 pub(crate) fn fill_whole(region: &Region, chunk: &Chunk<'_>) -> bool {
-    if !chunk.state.upgrade() {
-        return false;
-    }
     // Looked at again: another filler may have come and gone before.
-    let filled = chunk.present().is_empty() && fill_chunk(region, chunk);
-    chunk.state.downgrade();
-    filled
+    region.alone(chunk, || chunk.present().is_empty() && fill_chunk(region, chunk))
 }
 
 /// Installs as much of `window` as the budget allows, the faulting page before all.
@@ -248,6 +240,11 @@ fn verify(
 ) -> Result<(), Bound> {
     Counters::count(&region.counters.raced);
     let page_index = region.pages_of(chunk.index).start.saturating_add(page);
+    if region.backend == Backend::Mprotect {
+        // Another thread was faster, or what is there was out of reach.
+        let page = page_index..page_index.saturating_add(1);
+        return protect::open(region, page).map_err(Bound::Unresolvable);
+    }
     if is_accessible(region, page_index, access) {
         return Ok(());
     }

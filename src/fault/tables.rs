@@ -8,6 +8,7 @@
 
 use super::bits::{BITS, PageBits, Snapshot};
 use super::chunk::ChunkState;
+use super::resolve::pause;
 use super::summary::{self, Summary};
 use crate::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::ptr::NonNull;
@@ -138,6 +139,19 @@ impl Chunk<'_> {
             self.any_lent.store(1, Ordering::Relaxed);
         }
         self.lent
+    }
+
+    /// Becomes the chunk's owner, once its fillers have left; false if it has one. Its state's
+    /// [`release`](ChunkState::release) ends it.
+    #[inline(always)]
+    pub(crate) fn own(&self) -> bool {
+        if !self.state.claim() {
+            return false;
+        }
+        while !self.state.is_quiet() {
+            pause(1_000);
+        }
+        true
     }
 
     /// Whether page `page` is present.

@@ -67,6 +67,24 @@ pub(crate) unsafe fn read_at(
     Ok(Errno::result(read)? as usize)
 }
 
+/// pwrite(2) from memory that may turn out not to be readable, which is EFAULT or a short count.
+///
+/// # Safety
+/// The caller answers for what writing to the file does.
+#[inline(always)]
+pub(crate) unsafe fn write_at(
+    call: Call,
+    fd: c_int,
+    from: *const u8,
+    len: usize,
+    offset: usize,
+) -> Result<usize, Errno> {
+    seam::pass(call)?;
+    // SAFETY: the kernel checks what it reads; the rest is as the caller promises.
+    let written = unsafe { libc::pwrite(fd, from.cast(), len, offset as libc::off_t) };
+    Ok(Errno::result(written)? as usize)
+}
+
 /// sigaction(2): gives `signal` the disposition `new`, if any, and tells the one before.
 ///
 /// # Safety

@@ -27,7 +27,8 @@ macro_rules! calls {
 calls! {
     Userfaultfd, OpenDevice, NewFromDevice, Api, Register, Unregister, Wake, Copy, Zeropage, Move,
     WriteProtect, Continue, Poison, Map, Unmap, Protect, Discard, PopulateRead, PopulateWrite, Advise,
-    Remap, Mincore, OpenPagemap, ReadPagemap, ScanPagemap, Sigaction, AtFork, ThreadKey,
+    Remap, Mincore, OpenPagemap, ReadPagemap, ScanPagemap, OpenMemory,
+    WriteMemory, Sigaction, AtFork, ThreadKey,
 }
 
 /// Lets a call happen, or says how it fails.

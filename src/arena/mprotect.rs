@@ -1,0 +1,91 @@
+//! What arenas without userfaultfd share: the SIGSEGV handler, and `/proc/self/mem`.
+
+use super::engine::{STARTING, install_fork_hooks, install_handler, set_mappings_to_lend};
+use super::mapping::Mapping;
+use crate::atomic::{AtomicU32, Ordering};
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::decode::TELLS_FETCHES;
+use crate::fault::protect;
+use crate::fault::region::Region;
+use crate::fault::signals::Signal;
+use crate::page::page_size;
+use crate::sys::{self, seam::Call};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+/// 1 once everything is there.
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+/// Makes sure that faults can be resolved.
+pub(super) fn start() -> Result<()> {
+    // Acquire pairs with the Release below.
+    if STARTED.load(Ordering::Acquire) == 1 {
+        return Ok(());
+    }
+    // First, so that no fork copies the lock while it is held, but for one that is under way.
+    install_fork_hooks()?;
+    let _starting = STARTING.lock();
+    if STARTED.load(Ordering::Relaxed) == 1 {
+        return Ok(());
+    }
+    if !TELLS_FETCHES {
+        // Code that jumped into an arena would fault for ever.
+        return Err(Error::new(Operation::Reserve, ErrorKind::Unsupported));
+    }
+    install_handler(Signal::Segv)?;
+    set_mappings_to_lend();
+    STARTED.store(1, Ordering::Release);
+    Ok(())
+}
+
+/// Makes sure that pages can be written before they are accessible; only zeroes need not be.
+pub(super) fn start_writing() -> Result<()> {
+    let _starting = STARTING.lock();
+    if protect::has_memory() {
+        return Ok(());
+    }
+    open_memory().and_then(|()| probe()).map_err(|errno| {
+        close_memory();
+        Error::os(Operation::OpenMemory, errno)
+    })
+}
+
+fn open_memory() -> Result<(), Errno> {
+    let memory = sys::open(Call::OpenMemory, c"/proc/self/mem", OFlag::O_RDWR)?;
+    protect::set_memory(memory.into_raw_fd());
+    Ok(())
+}
+
+fn close_memory() {
+    match protect::set_memory(-1) {
+        -1 => {}
+        // SAFETY: opened by `open_memory`, and from here on used by nobody.
+        inherited => drop(unsafe { OwnedFd::from_raw_fd(inherited) }),
+    }
+}
+
+/// Writes to a page that is not accessible: a kernel can be told not to allow it.
+fn probe() -> Result<(), Errno> {
+    let page = Mapping::reserve(page_size()).map_err(|it| it.errno().unwrap_or(Errno::ENOMEM))?;
+    let byte = 1u8;
+    // SAFETY: the page is the mapping's, the byte is a byte.
+    match unsafe { protect::write(page.base().as_ptr().expose_provenance(), &raw const byte, 1) }? {
+        1 => Ok(()),
+        _ => Err(Errno::EIO),
+    }
+}
+
+/// In a forked child: the inherited descriptor still writes to the parent's memory. Without one of its
+/// own, the child's touches of untouched pages are violations, except those of zeroes.
+pub(super) fn restart() {
+    if protect::has_memory() {
+        close_memory();
+        let _ = open_memory();
+    }
+}
+
+/// Makes the whole reservation accessible: the kernel fills it from here on.
+pub(super) fn hand_over(region: &Region) -> Result<()> {
+    protect::open(region, 0..region.pages).map_err(|errno| Error::os(Operation::Map, errno))
+}
