@@ -4,7 +4,7 @@
 
 mod support;
 
-use lacuna::{Arena, Errno, Template};
+use lacuna::{Arena, Backend, Errno, Template};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use support::{
@@ -34,6 +34,7 @@ fn thousands_of_arenas_share_one_descriptor() {
     let name = "thousands_of_arenas_share_one_descriptor";
     assert_success(&in_child(name, "child", || {
         let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        drop(arena_of(CHUNK, numbered_pages()));
         let mut arenas = vec![arena_of(TIB >> 10, Template::repeat(&0u8).unwrap())];
         let before = descriptors();
         for index in 1..3000u32 {
@@ -87,7 +88,10 @@ fn arenas_lie_between_guards() {
             assert_eq!(arena.as_ptr().addr() % CHUNK, 0);
             let around = neighbourhood(arena);
             let access: Vec<_> = around.iter().map(|(_, line)| line.split(' ').nth(1)).collect();
-            assert_eq!(access, [Some("---p"), Some("rw-p"), Some("---p")], "{around:?}");
+            match arena.backend() {
+                Backend::Mprotect => assert!(access.iter().all(|it| *it == Some("---p"))),
+                _ => assert_eq!(access, [Some("---p"), Some("rw-p"), Some("---p")], "{around:?}"),
+            }
             assert!(around.iter().all(|(range, _)| range.len() >= page()), "{around:?}");
         }
     }));

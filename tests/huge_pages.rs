@@ -6,7 +6,7 @@ mod support;
 
 use lacuna::{Arena, ArenaBuilder, Template, Window, page_size};
 use std::fs;
-use support::{assert_success, in_child};
+use support::{assert_success, in_child, smaps_of};
 
 const CHUNK: usize = 2 << 20;
 
@@ -20,15 +20,9 @@ fn has_huge_pages() -> bool {
     has
 }
 
-/// A number in kB from the smaps entry that starts where the arena does.
+/// The sum of a number in kB over the arena's mappings.
 fn smaps(arena: &Arena, field: &str) -> usize {
-    let start = format!("{:x}-", arena.as_ptr().addr());
-    let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-    let entry = smaps.lines().skip_while(|line| !line.starts_with(&start));
-    let value = entry.map(str::split_whitespace).find_map(|mut words| {
-        (words.next() == Some(field)).then(|| words.next().unwrap().parse::<usize>().unwrap())
-    });
-    value.unwrap()
+    smaps_of(arena.as_ptr().addr(), arena.len(), &[field])
 }
 
 fn write(arena: &Arena, offset: usize, value: u8) {

@@ -6,7 +6,8 @@ mod support;
 
 use lacuna::{Arena, SparseArray, Template, page_size};
 use support::{
-    arena_rss, assert_killed, bytes, discard, file_of, in_child, load, noise, numbered_pages, store,
+    arena_rss, assert_killed, bytes, discard, fault_signal, file_of, in_child, load, noise,
+    numbered_pages, store,
 };
 
 const LEN: usize = 4 << 20;
@@ -93,7 +94,7 @@ fn pages_past_the_limit_are_not_kept() {
         store(&arena, 0, 1);
         store(&arena, page_size(), 1);
     });
-    assert_killed(&output, libc::SIGBUS);
+    assert_killed(&output, fault_signal());
 }
 
 /// A file can be cut short while its bytes are copied, which only a system call survives.

@@ -1,18 +1,21 @@
-//! Touches that must not be resolved: each prints its one line and ends the process by SIGBUS.
+//! Touches that must not be resolved: each prints its one line and ends the process by the signal of its
+//! backend.
 
 #![allow(missing_docs, reason = "a test")]
 
 mod support;
 
-use lacuna::{Access, Arena, Bound, Template, Violation, page_size};
+use lacuna::{Access, Arena, Backend, Bound, Template, Violation, page_size};
 use std::ptr;
-use support::{assert_killed, assert_success, file_of, in_child, load, stderr, store, text};
+use support::{
+    assert_killed, assert_success, fault_signal, file_of, in_child, load, stderr, store, text,
+};
 
-/// Runs `body` in a child, which must die by SIGBUS, and say `line` and nothing else on stderr.
+/// Runs `body` in a child, which must die by the backend's signal, and say `line` and nothing else on stderr.
 #[track_caller]
 fn dies(name: &str, role: &str, line: &str, body: impl FnOnce()) {
     let output = in_child(name, role, body);
-    assert_killed(&output, libc::SIGBUS);
+    assert_killed(&output, fault_signal());
     assert_eq!(stderr(&output), line, "{}", text(&output));
 }
 
@@ -90,14 +93,15 @@ fn the_hook_sees_it_before_the_process_dies() {
     });
 }
 
-/// Poisons a page of the arena through a userfaultfd of its own.
+/// Poisons a page of the arena through a userfaultfd of its own, which needs the first backend.
 #[test]
 fn a_page_that_somebody_poisoned_is_a_violation_and_does_not_hang() {
     use lacuna::uffd::{Features, PoisonMode, Uffd};
     let line = "lacuna: arena \"poisoned\": read at offset 7: the page cannot be made accessible, \
                 error 17\n";
-    dies("a_page_that_somebody_poisoned_is_a_violation_and_does_not_hang", "read", line, || {
-        let arena = arena("poisoned").reserve().unwrap();
+    let name = "a_page_that_somebody_poisoned_is_a_violation_and_does_not_hang";
+    let output = in_child(name, "read", || {
+        let arena = arena("poisoned").backend(Backend::Userfaultfd).reserve().unwrap();
         let uffd = Uffd::builder().features(Features::SIGBUS).open().unwrap();
         // SAFETY: the page is the arena's, and the point of this test.
         unsafe { uffd.poison(arena.as_ptr(), page_size(), PoisonMode::empty()) }
@@ -105,12 +109,15 @@ fn a_page_that_somebody_poisoned_is_a_violation_and_does_not_hang() {
             .unwrap();
         load(&arena, 7);
     });
+    assert_killed(&output, libc::SIGBUS);
+    assert_eq!(stderr(&output), line, "{}", text(&output));
 }
 
 #[test]
 fn a_page_that_somebody_dropped_comes_back() {
     let template = Template::repeat(&9u8).unwrap();
-    let arena = arena("dropped").template(template).reserve().unwrap();
+    let arena =
+        arena("dropped").template(template).backend(Backend::Userfaultfd).reserve().unwrap();
     store(&arena, 0, 1);
     // SAFETY: the page is the arena's, and nobody has a reference to it.
     let result = unsafe { libc::madvise(arena.as_ptr().cast(), page_size(), libc::MADV_DONTNEED) };
@@ -120,8 +127,8 @@ fn a_page_that_somebody_dropped_comes_back() {
 }
 
 #[test]
-fn blocked_or_ignored_sigbus_is_death_too() {
-    let name = "blocked_or_ignored_sigbus_is_death_too";
+fn a_blocked_or_ignored_signal_is_death_too() {
+    let name = "a_blocked_or_ignored_signal_is_death_too";
     let output = in_child(name, "blocked", || {
         let arena = arena("a").reserve().unwrap();
         // SAFETY: the set is valid.
@@ -132,14 +139,14 @@ fn blocked_or_ignored_sigbus_is_death_too() {
         }
         store(&arena, 0, 1);
     });
-    assert_killed(&output, libc::SIGBUS);
+    assert_killed(&output, fault_signal());
     let output = in_child(name, "ignored", || {
         let arena = arena("a").reserve().unwrap();
         // SAFETY: ignoring a signal runs no code.
-        unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+        unsafe { libc::signal(fault_signal(), libc::SIG_IGN) };
         store(&arena, 0, 1);
     });
-    assert_killed(&output, libc::SIGBUS);
+    assert_killed(&output, fault_signal());
 }
 
 #[test]

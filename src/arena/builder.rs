@@ -173,16 +173,21 @@ impl<'a> ArenaBuilder<'a> {
         let (buffers, source) = self.source()?;
         let reservation = Mapping::reserve(layout.total)?;
         let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
-        reservation.forbid_huge_pages(offset, layout.len)?;
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
         let moves = match backend {
             Backend::Userfaultfd => {
                 reservation.open(offset, layout.len)?;
+                reservation.forbid_huge_pages(offset, layout.len)?;
                 engine::register(base.as_ptr().addr(), layout.len)?.contains(Ioctls::MOVE)
             }
-            Backend::Mprotect if matches!(source, Source::Zero) => false,
-            Backend::Mprotect => mprotect::start_writing().map(|()| false)?,
+            Backend::Mprotect => {
+                if !matches!(source, Source::Zero) {
+                    mprotect::start_writing()?;
+                }
+                mprotect::prepare(&reservation)?;
+                true
+            }
         };
         let keep = if source.is_ordinary() { self.keep_resident >> page_shift() } else { 0 };
         let huge = self.huge_pages && moves && source.is_ordinary();

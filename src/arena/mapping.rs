@@ -91,8 +91,21 @@ impl Mapping {
 
     /// Makes `len` bytes at `offset` readable and writable.
     pub(crate) fn open(&self, offset: usize, len: usize) -> Result<()> {
+        self.protect(offset, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    /// Makes `len` bytes at `offset` inaccessible.
+    pub(crate) fn close(&self, offset: usize, len: usize) -> Result<()> {
+        self.protect(offset, len, ProtFlags::PROT_NONE)
+    }
+
+    /// Drops the memory of `len` bytes at `offset`.
+    pub(crate) fn empty(&self, offset: usize, len: usize) -> Result<()> {
+        self.advise(offset, len, libc::MADV_DONTNEED)
+    }
+
+    fn protect(&self, offset: usize, len: usize, protection: ProtFlags) -> Result<()> {
         let start = self.at(offset, len)?;
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: the range lies in this mapping, which nobody uses yet.
         unsafe { sys::protect(start.as_ptr(), len, protection) }
             .map_err(|errno| Error::os(Operation::Map, errno).value(len))

@@ -65,6 +65,21 @@ fn close_memory() {
     }
 }
 
+/// Readies a reservation, which begins with pages that no arena uses.
+///
+/// The kernel joins mappings side by side only if their memory hangs on the same anon_vma, which a
+/// mapping gets with its first page and hands on to what is split off it. So the reservation gets one
+/// while it is whole; else each run of pages that begins alone would stay a mapping of its own.
+pub(super) fn prepare(reservation: &Mapping) -> Result<()> {
+    let page = page_size();
+    reservation.forbid_huge_pages(0, reservation.len())?;
+    reservation.open(0, page)?;
+    // SAFETY: the page is accessible, and nobody else's.
+    unsafe { reservation.base().write_volatile(0) };
+    reservation.close(0, page)?;
+    reservation.empty(0, page)
+}
+
 /// Writes to a page that is not accessible: a kernel can be told not to allow it.
 fn probe() -> Result<(), Errno> {
     let page = Mapping::reserve(page_size()).map_err(|it| it.errno().unwrap_or(Errno::ENOMEM))?;

@@ -72,7 +72,10 @@ pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Fill
         if left == 0 {
             return filled;
         }
-        let step = install(region, page, left, access);
+        let step = match region.backend {
+            Backend::Userfaultfd => install(region, page, left, access),
+            Backend::Mprotect => protect::install(region, page, left, access),
+        };
         match step.lent {
             true => filled.lent = filled.lent.wrapping_add(step.pages),
             false => filled.resident = filled.resident.wrapping_add(step.pages),
@@ -106,53 +109,42 @@ impl Step {
 /// One system call's worth of pages from `page` on, at most `left`.
 #[inline(never)]
 fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
-    match (region.source.at(page, region.page_shift), region.backend) {
-        (Content::Zero, Backend::Mprotect) => protect::zeroes(region, page, left, access),
-        (Content::Zero, _) if access == Access::Read => zeropage(region, page, left),
-        (Content::Zero, _) => copy(region, page, ZEROES.get(), left.min(Zeroes::PAGES)),
-        (Content::Bytes { from, pages }, _) => copy(region, page, from, left.min(pages)),
-        (Content::Generated, _) => generate(region, page),
+    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
+    let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);
+    let step = |progress: Progress, lent| Step {
+        pages: progress.bytes() >> region.page_shift,
+        lent,
+        stopped_by: progress.errno(),
+    };
+    let copy = |from: *const u8, pages: usize| {
+        // SAFETY: the target lies in a reservation of ours, whose absent pages promise this
+        // content; the source is memory of a template, at least as long.
+        step(unsafe { uffd().copy(target, from, bytes(pages), CopyMode::DONTWAKE) }, false)
+    };
+    match region.source.at(page, region.page_shift) {
+        Content::Zero if access == Access::Read => {
+            // SAFETY: as above, and the content is zero.
+            step(unsafe { uffd().zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
+        }
+        Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
+        Content::Bytes { from, pages } => copy(from, left.min(pages)),
+        Content::Generated => generate(region, page, copy),
     }
 }
 
-/// Installs `pages` pages with the bytes at `from`.
-#[inline(always)]
-fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
-    if region.backend == Backend::Mprotect {
-        return protect::copy(region, page, from, pages);
-    }
-    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
-    let len = pages.wrapping_shl(region.page_shift);
-    // SAFETY: the target lies in a reservation of ours, whose absent pages promise this content; the
-    // source is memory of a template, at least as long.
-    let progress = unsafe { uffd().copy(target, from, len, CopyMode::DONTWAKE) };
-    step(region, progress, false)
-}
-
-/// Installs the kernel's zero page `pages` times.
-#[inline(always)]
-fn zeropage(region: &Region, page: usize, pages: usize) -> Step {
-    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
-    let len = pages.wrapping_shl(region.page_shift);
-    // SAFETY: as in `copy`, and the content is zero.
-    let progress = unsafe { uffd().zeropage(target, len, ZeropageMode::DONTWAKE) };
-    step(region, progress, true)
-}
-
-#[inline(always)]
-fn step(region: &Region, progress: Progress, lent: bool) -> Step {
-    Step { pages: progress.bytes() >> region.page_shift, lent, stopped_by: progress.errno() }
-}
-
-/// Has the page function make a page, and installs it.
-fn generate(region: &Region, page: usize) -> Step {
+/// Has the page function make a page, and `copy` install it.
+pub(super) fn generate(
+    region: &Region,
+    page: usize,
+    copy: impl FnOnce(*const u8, usize) -> Step,
+) -> Step {
     let Source::Generate { function, buffers } = region.source else {
         return Step::stopped(Errno::EFAULT);
     };
     // SAFETY: the buffers belong to the arena's template, which outlives the region.
     let buffers: &Buffers = unsafe { &*buffers };
     match buffers.claim() {
-        Some(mut buffer) => copy(region, page, buffer.generate(function, page), 1),
+        Some(mut buffer) => copy(buffer.generate(function, page), 1),
         // All are in use, by calls that are about to finish.
         None => Step::stopped(Errno::EAGAIN),
     }

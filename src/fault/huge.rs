@@ -6,7 +6,9 @@
 //! would also free a page that somebody had put there meanwhile; so all this is done by the owner
 //! of a chunk without any page. Before 6.14 the kernel splits the page and moves its parts.
 
+use super::backend::Backend;
 use super::ledger::Charge;
+use super::protect;
 use super::region::Region;
 use super::staging::Slot;
 use super::tables::Chunk;
@@ -27,15 +29,34 @@ pub(crate) fn fill_chunk(region: &Region, chunk: &Chunk<'_>) -> bool {
         Charge::Promised(promised) => promised,
         Charge::Pending | Charge::Exhausted => return false,
     };
-    let done = match STAGING.claim() {
-        Some(slot) if promised == pages as u64 => fill_from(region, chunk, &slot),
-        _ => 0,
+    let (resident, lent) = match region.backend {
+        _ if promised != pages as u64 => (0, 0),
+        Backend::Userfaultfd => (fill_by_move(region, chunk), 0),
+        Backend::Mprotect => fill_in_place(region, chunk),
     };
+    let done = resident.wrapping_add(lent);
     if done > 0 {
         region.tables.summary().set(chunk.index);
     }
-    region.ledger.settle(promised, done as u64, 0);
+    region.ledger.settle(promised, resident as u64, lent as u64);
     done == pages
+}
+
+fn fill_by_move(region: &Region, chunk: &Chunk<'_>) -> usize {
+    STAGING.claim().map_or(0, |slot| fill_from(region, chunk, &slot))
+}
+
+/// Where nothing is registered, the kernel makes huge pages itself. What is lent comes after what is
+/// resident.
+fn fill_in_place(region: &Region, chunk: &Chunk<'_>) -> (usize, usize) {
+    let (resident, lent) = protect::fill_chunk(region, chunk);
+    if resident > 0 {
+        chunk.resident.set(0..resident);
+    }
+    if lent > 0 {
+        chunk.lend().set(resident..resident.wrapping_add(lent));
+    }
+    (resident, lent)
 }
 
 /// Makes the chunk's content in `slot` and moves it into place; tells how many pages arrived.

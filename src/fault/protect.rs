@@ -7,10 +7,14 @@
 //! copy, and dropping pages, measuring them and handing them to a heap are the same.
 
 use super::decode::Access;
-use super::fill::Step;
+use super::fill::{Step, generate};
 use super::region::Region;
+use super::source::Content;
+use super::tables::Chunk;
 use crate::atomic::{AtomicU32, Ordering};
+use crate::page::CHUNK;
 use crate::sys::{self, seam::Call};
+use core::ffi::c_int;
 use core::ops::Range;
 use core::ptr;
 use nix::errno::Errno;
@@ -43,26 +47,47 @@ pub(crate) unsafe fn write(target: usize, from: *const u8, len: usize) -> Result
     unsafe { sys::write_at(Call::WriteMemory, descriptor, from, len, target) }
 }
 
+/// Installs pages from `page` on, at most `left` of them.
+#[inline(never)]
+pub(super) fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
+    let copy = |from: *const u8, pages: usize| copy(region, page, from, pages);
+    match region.source.at(page, region.page_shift) {
+        Content::Zero => zeroes(region, page, left, access),
+        Content::Bytes { from, pages } => copy(from, left.min(pages)),
+        Content::Generated => generate(region, page, copy),
+    }
+}
+
 /// Installs `pages` pages with the bytes at `from`.
-pub(super) fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
+#[inline(always)]
+fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
+    let step = write_pages(region, page, from, pages);
+    let written = page..page.wrapping_add(step.pages);
+    if step.pages == 0 {
+        return step;
+    }
+    match open(region, written.clone()) {
+        Ok(()) => step,
+        Err(errno) => {
+            // Out of reach: as if it had not been written.
+            let _ = drop_pages(region, written);
+            Step::stopped(errno)
+        }
+    }
+}
+
+/// Writes `pages` pages while they are out of reach.
+#[inline(always)]
+fn write_pages(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
     let len = pages.wrapping_shl(region.page_shift);
     // SAFETY: the pages are missing ones of a reservation of ours, and their chunk this thread's.
     match unsafe { write(region.address_of(page), from, len) } {
         Ok(written) => {
             let done = written >> region.page_shift;
-            let all = page..page.wrapping_add(done);
-            match open(region, all.clone()) {
-                // Cut short by bytes that cannot be read: the next step meets them and says so.
-                Ok(()) if done < pages => {
-                    Step { pages: done, lent: false, stopped_by: Some(Errno::EAGAIN) }
-                }
-                Ok(()) => Step { pages: done, lent: false, stopped_by: None },
-                Err(errno) => {
-                    // Written, but out of reach: as if it had not been.
-                    let _ = drop_pages(region, all);
-                    Step::stopped(errno)
-                }
-            }
+            // What cut it short is met by the next step, which says what it is; but not even one
+            // page is no progress.
+            let short = if done == 0 { Errno::EFAULT } else { Errno::EAGAIN };
+            Step { pages: done, lent: false, stopped_by: (done < pages).then_some(short) }
         }
         Err(errno) => Step::stopped(errno),
     }
@@ -70,7 +95,8 @@ pub(super) fn copy(region: &Region, page: usize, from: *const u8, pages: usize) 
 
 /// Installs `pages` pages of zeroes: accessible memory that the kernel fills. It does so at once, or
 /// else, where it cannot (before Linux 5.14), at the next touch, without a signal.
-pub(super) fn zeroes(region: &Region, page: usize, pages: usize, access: Access) -> Step {
+#[inline(always)]
+fn zeroes(region: &Region, page: usize, pages: usize, access: Access) -> Step {
     if let Err(errno) = open(region, page..page.wrapping_add(pages)) {
         return Step::stopped(errno);
     }
@@ -82,6 +108,65 @@ pub(super) fn zeroes(region: &Region, page: usize, pages: usize, access: Access)
     // SAFETY: populating changes no content, and the pages are a reservation's of ours.
     let populated = unsafe { sys::advise(start, pages.wrapping_shl(region.page_shift), advice) };
     Step { pages, lent: access == Access::Read || populated.is_err(), stopped_by: None }
+}
+
+/// Fills a whole chunk, of which nothing is present, with a huge page if the kernel has one; tells how
+/// many pages are memory now, and how many the kernel may turn into memory by itself.
+#[inline(never)]
+pub(super) fn fill_chunk(region: &Region, chunk: &Chunk<'_>) -> (usize, usize) {
+    let pages = region.pages_of(chunk.index);
+    // Only for this moment: a page written alone later must not become a huge one. Where the kernel has
+    // none, the pages are small ones.
+    advise_huge(region, pages.start, libc::MADV_HUGEPAGE);
+    let filled = fill_pages(region, pages.clone());
+    advise_huge(region, pages.start, libc::MADV_NOHUGEPAGE);
+    filled.unwrap_or_else(|_| {
+        let _ = drop_pages(region, pages);
+        (0, 0)
+    })
+}
+
+fn advise_huge(region: &Region, page: usize, advice: c_int) {
+    let start = ptr::with_exposed_provenance_mut(region.address_of(page));
+    // SAFETY: the advice changes no content, and the chunk is a reservation's of ours.
+    let _ = unsafe { sys::advise(start, CHUNK, advice) };
+}
+
+/// Fills `pages`, of which nothing is present, as [`fill_chunk`] tells. If it fails, nobody has seen
+/// them.
+#[inline(always)]
+fn fill_pages(region: &Region, pages: Range<usize>) -> Result<(usize, usize), Errno> {
+    let zeroes = write_template(region, pages.clone())?..pages.end;
+    open(region, pages.clone())?;
+    let start = ptr::with_exposed_provenance_mut(region.address_of(zeroes.start));
+    let len = zeroes.len().wrapping_shl(region.page_shift);
+    // SAFETY: populating changes no content.
+    Ok(match unsafe { sys::advise(start, len, libc::MADV_POPULATE_WRITE) } {
+        Ok(()) => (pages.len(), 0),
+        Err(_) => (pages.len().wrapping_sub(zeroes.len()), zeroes.len()),
+    })
+}
+
+/// Writes what the template says `pages` contain, while they are out of reach; tells from which page on
+/// that is zero.
+#[inline(always)]
+fn write_template(region: &Region, pages: Range<usize>) -> Result<usize, Errno> {
+    let mut page = pages.start;
+    while page < pages.end {
+        let left = pages.end.wrapping_sub(page);
+        let step = match region.source.at(page, region.page_shift) {
+            Content::Zero => return Ok(page),
+            Content::Bytes { from, pages } => write_pages(region, page, from, left.min(pages)),
+            Content::Generated => {
+                generate(region, page, |from, pages| write_pages(region, page, from, pages))
+            }
+        };
+        match step.stopped_by {
+            Some(errno) if step.pages == 0 => return Err(errno),
+            _ => page = page.wrapping_add(step.pages),
+        }
+    }
+    Ok(pages.end)
 }
 
 /// Makes pages accessible.

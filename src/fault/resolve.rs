@@ -65,7 +65,8 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
         return Err(Bound::Unresolvable(Errno::ENOENT));
     };
     if !region.enter(&chunk) {
-        // Somebody discards here; the work is short.
+        // Somebody else changes what is here; the work is short.
+        Counters::count(&region.counters.raced);
         pause(10_000);
         return Ok(());
     }

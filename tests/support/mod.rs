@@ -3,7 +3,7 @@
 
 pub(crate) mod heap;
 
-use lacuna::{Arena, Template, Window};
+use lacuna::{Arena, Backend, Template, Window};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -46,6 +46,19 @@ pub(crate) fn discard(arena: &Arena, range: Range<usize>) {
     unsafe { arena.discard(range) }.unwrap();
 }
 
+/// The backend of arenas that do not ask for one.
+pub(crate) fn backend() -> Backend {
+    Arena::builder(1).reserve().unwrap().backend()
+}
+
+/// The signal that a violation ends the process by.
+pub(crate) fn fault_signal() -> i32 {
+    match backend() {
+        Backend::Mprotect => libc::SIGSEGV,
+        _ => libc::SIGBUS,
+    }
+}
+
 /// Has the kernel write `bytes` at `offset`, by read(2) from a pipe.
 pub(crate) fn read_into(arena: &Arena, offset: usize, bytes: &[u8]) -> std::io::Result<usize> {
     let (mut from, mut to) = std::io::pipe()?;
@@ -57,17 +70,22 @@ pub(crate) fn read_into(arena: &Arena, offset: usize, bytes: &[u8]) -> std::io::
 
 /// Bytes of memory that the kernel reports for an address range, of whole mappings.
 pub(crate) fn rss(start: usize, len: usize) -> usize {
+    smaps_of(start, len, &["Rss:", "Swap:"]) << 10
+}
+
+/// The sum of numbers in kB that smaps has of an address range of whole mappings.
+pub(crate) fn smaps_of(start: usize, len: usize, fields: &[&str]) -> usize {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
     let mut kibibytes = 0;
     for line in smaps.lines() {
         if let Some(range) = addresses(line) {
             inside = range.start >= start && range.end <= start + len;
-        } else if inside && (line.starts_with("Rss:") || line.starts_with("Swap:")) {
+        } else if inside && fields.iter().any(|field| line.starts_with(field)) {
             kibibytes += line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap();
         }
     }
-    kibibytes << 10
+    kibibytes
 }
 
 /// As [`rss`], of an arena.
