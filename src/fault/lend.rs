@@ -224,6 +224,10 @@ fn unregister(region: &Region, index: usize) -> bool {
         Backend::Mprotect => protect::open(region, region.pages_of(index)).is_ok(),
     };
     if !done {
+        if region.backend == Backend::Mprotect {
+            // Part of it may be accessible now. What somebody wrote there stays.
+            let _ = protect::close(region, region.pages_of(index));
+        }
         // Most likely there are no more mappings to be had.
         MAPPINGS.most.store(MAPPINGS.used.load(Ordering::Relaxed), Ordering::Relaxed);
     }

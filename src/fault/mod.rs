@@ -34,6 +34,7 @@ pub(crate) mod handler;
 pub(crate) mod huge;
 pub(crate) mod ledger;
 pub(crate) mod lend;
+pub(crate) mod merge;
 pub(crate) mod pagemap;
 pub(crate) mod protect;
 pub(crate) mod region;

@@ -69,9 +69,8 @@ fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
     match open(region, written.clone()) {
         Ok(()) => step,
         Err(errno) => {
-            // Out of reach: as if it had not been written.
-            let _ = drop_pages(region, written);
-            Step::stopped(errno)
+            let opened = keep_opened(region, written);
+            Step { pages: opened, lent: false, stopped_by: Some(errno) }
         }
     }
 }
@@ -98,7 +97,8 @@ fn write_pages(region: &Region, page: usize, from: *const u8, pages: usize) -> S
 #[inline(always)]
 fn zeroes(region: &Region, page: usize, pages: usize, access: Access) -> Step {
     if let Err(errno) = open(region, page..page.wrapping_add(pages)) {
-        return Step::stopped(errno);
+        let opened = keep_opened(region, page..page.wrapping_add(pages));
+        return Step { pages: opened, lent: true, stopped_by: Some(errno) };
     }
     let advice = match access {
         Access::Read => libc::MADV_POPULATE_READ,
@@ -120,10 +120,7 @@ pub(super) fn fill_chunk(region: &Region, chunk: &Chunk<'_>) -> (usize, usize) {
     advise_huge(region, pages.start, libc::MADV_HUGEPAGE);
     let filled = fill_pages(region, pages.clone());
     advise_huge(region, pages.start, libc::MADV_NOHUGEPAGE);
-    filled.unwrap_or_else(|_| {
-        let _ = drop_pages(region, pages);
-        (0, 0)
-    })
+    filled.unwrap_or_else(|_| (0, keep_opened(region, pages)))
 }
 
 fn advise_huge(region: &Region, page: usize, advice: c_int) {
@@ -132,8 +129,8 @@ fn advise_huge(region: &Region, page: usize, advice: c_int) {
     let _ = unsafe { sys::advise(start, CHUNK, advice) };
 }
 
-/// Fills `pages`, of which nothing is present, as [`fill_chunk`] tells. If it fails, nobody has seen
-/// them.
+/// Fills `pages`, of which nothing is present, as [`fill_chunk`] tells. If it fails, a first part of them
+/// may be accessible.
 #[inline(always)]
 fn fill_pages(region: &Region, pages: Range<usize>) -> Result<(usize, usize), Errno> {
     let zeroes = write_template(region, pages.clone())?..pages.end;
@@ -177,6 +174,24 @@ pub(crate) fn open(region: &Region, pages: Range<usize>) -> Result<(), Errno> {
 /// Makes pages inaccessible: touching them raises SIGSEGV. What they hold stays.
 pub(crate) fn close(region: &Region, pages: Range<usize>) -> Result<(), Errno> {
     set(region, pages, ProtFlags::PROT_NONE)
+}
+
+/// After `pages` could not be made accessible: tells how many of the first are all the same, since the
+/// kernel goes from mapping to mapping, and drops what the others hold. It has no mapping left, mostly.
+#[cold]
+#[inline(never)]
+fn keep_opened(region: &Region, pages: Range<usize>) -> usize {
+    let is_open = |page: &usize| {
+        let start = ptr::with_exposed_provenance_mut(region.address_of(*page));
+        // SAFETY: populating changes no content.
+        unsafe {
+            sys::advise(start, 1usize.wrapping_shl(region.page_shift), libc::MADV_POPULATE_READ)
+        }
+        .is_ok()
+    };
+    let opened = pages.clone().take_while(is_open).count();
+    let _ = drop_pages(region, pages.start.wrapping_add(opened)..pages.end);
+    opened
 }
 
 #[inline(always)]

@@ -7,6 +7,7 @@ use super::fill::{add, fill};
 use super::huge::fill_chunk;
 use super::ledger::Charge;
 use super::lend::{lend, recall_any};
+use super::merge::merge_any;
 use super::protect;
 use super::region::{Counters, Region};
 use super::source::Source;
@@ -95,6 +96,9 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     match result {
         // Not while inside a chunk: another fault may be recalling that very one.
         Err(Bound::Budget(_)) if recall_one(region) => Ok(()),
+        Err(Bound::OutOfMemory) if region.backend == Backend::Mprotect && merge_any(region) => {
+            Ok(())
+        }
         result => result,
     }
 }
@@ -157,7 +161,9 @@ fn install(
             }
             // The window met something on its way: the page alone, then.
             Attempt::Short => {}
-            Attempt::Stopped(Errno::ENOMEM) if attempts > 0 => {
+            Attempt::Stopped(Errno::ENOMEM)
+                if attempts > 0 && region.backend == Backend::Userfaultfd =>
+            {
                 attempts = attempts.wrapping_sub(1);
                 pause(1_000_000);
             }

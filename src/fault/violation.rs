@@ -17,7 +17,7 @@ pub enum Bound {
     Budget(usize),
     /// The template's bytes for the page cannot be read: its file shrank, or its device failed.
     TemplateUnreadable,
-    /// The kernel has no memory for the page.
+    /// The kernel has no memory for the page; or, without userfaultfd, no mapping (`vm.max_map_count`).
     OutOfMemory,
     /// The page cannot be made accessible: it was poisoned, write-protected or unregistered by
     /// somebody else. The error is the last one that the kernel gave.
@@ -172,7 +172,9 @@ impl Text {
                 self.str(" exceeds its budget of ").number(bytes).str(" resident bytes")
             }
             Bound::TemplateUnreadable => self.str(": its template cannot be read"),
-            Bound::OutOfMemory => self.str(": the kernel has no memory for the page"),
+            Bound::OutOfMemory => {
+                self.str(": the kernel has no memory, or no mapping, for the page")
+            }
             Bound::Unresolvable(errno) => {
                 self.str(": the page cannot be made accessible, error ").number(errno as usize)
             }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test file uses a part of this module")]
 
 pub(crate) mod heap;
+pub(crate) mod seccomp;
 
 use lacuna::{Arena, Backend, Template, Window};
 use std::fs::File;

@@ -1,0 +1,73 @@
+//! Where runs of present pages are mappings, a process has room for so many. When the kernel has none
+//! left, the gaps between the runs of some chunk are filled, so that they become one.
+
+use super::decode::Access;
+use super::fill::add;
+use super::ledger::Charge;
+use super::region::Region;
+use super::tables::Chunk;
+use crate::atomic::Ordering;
+use core::ops::Range;
+
+/// Makes room for mappings; false if there is none to be made, or the budget does not allow it.
+#[cold]
+#[inline(never)]
+pub(crate) fn merge_any(region: &Region) -> bool {
+    let hand = region.hand.load(Ordering::Relaxed);
+    let Some(index) = next_divided(region, hand).or_else(|| next_divided(region, 0)) else {
+        return false;
+    };
+    region.hand.store(index.wrapping_add(1), Ordering::Relaxed);
+    let Some(chunk) = region.tables.chunk(index) else { return false };
+    if !chunk.own() {
+        // Somebody is changing it: look again.
+        return true;
+    }
+    let mut merged = false;
+    while let Some(gap) = first_gap(region, &chunk) {
+        if !fill_gap(region, &chunk, gap) {
+            break;
+        }
+        merged = true;
+    }
+    chunk.state.release();
+    merged
+}
+
+/// The first chunk at or after `from` with more than one run of present pages.
+fn next_divided(region: &Region, from: usize) -> Option<usize> {
+    let mut index = from;
+    loop {
+        index = region.tables.summary().next(index)?;
+        let chunk = region.tables.chunk(index)?;
+        if !chunk.state.is_lent() && first_gap(region, &chunk).is_some() {
+            return Some(index);
+        }
+        index = index.wrapping_add(1);
+    }
+}
+
+/// The first gap between two runs of present pages within the limit.
+fn first_gap(region: &Region, chunk: &Chunk<'_>) -> Option<Range<usize>> {
+    let pages = region.pages_of(chunk.index);
+    let end = pages.end.min(region.limit()).saturating_sub(pages.start);
+    let present = chunk.present();
+    let gap = present.next_clear(present.next_set(0..end)..end);
+    let next = present.next_set(gap..end);
+    (next < end).then_some(gap..next)
+}
+
+/// Fills a gap, as the chunk's owner. That begins no mapping: two become one.
+fn fill_gap(region: &Region, chunk: &Chunk<'_>, gap: Range<usize>) -> bool {
+    let wanted = gap.len() as u64;
+    match region.ledger.charge(wanted, region.budget) {
+        Charge::Promised(promised) if promised == wanted => {
+            add(region, chunk, gap, Access::Write).stopped_by.is_none()
+        }
+        Charge::Promised(promised) => {
+            region.ledger.settle(promised, 0, 0);
+            false
+        }
+        Charge::Pending | Charge::Exhausted => false,
+    }
+}
