@@ -11,7 +11,7 @@ use nix::errno::Errno;
 macro_rules! calls {
     ($($call:ident),* $(,)?) => {
         /// A system call, or a use of one.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[allow(missing_docs, reason = "named after the calls; only tests see them")]
         #[cfg_attr(not(lacuna_seam), allow(dead_code, reason = "named at each call"))]
         pub enum Call { $($call),* }

@@ -1,0 +1,220 @@
+//! A life in which everything is used once.
+
+use crate::support::{Rng, discard, load, numbered_pages, store};
+use lacuna::seam::{self, Call, FOR_EVER};
+use lacuna::{Arena, Errno, Heap, Template, page_size};
+use std::alloc::{GlobalAlloc, Layout};
+use std::collections::BTreeSet;
+
+const CHUNK: usize = 2 << 20;
+
+/// When calls fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// From the first arena on until there are all.
+    Start,
+    /// While they are used.
+    Run,
+}
+
+/// What a child was told to have fail.
+struct Plan {
+    phase: Phase,
+    call: Call,
+    errno: Errno,
+    times: u32,
+}
+
+impl Plan {
+    fn parse(text: &str) -> Option<Self> {
+        let words: Vec<_> = text.split(' ').collect();
+        let [phase, call, errno, times] = words[..] else { return None };
+        Some(Self {
+            phase: if phase == "Start" { Phase::Start } else { Phase::Run },
+            call: *Call::ALL.iter().find(|it| format!("{it:?}") == call)?,
+            errno: Errno::from_raw(errno.parse().ok()?),
+            times: if times == "once" { 1 } else { FOR_EVER },
+        })
+    }
+
+    fn begin(&self, phase: Phase) {
+        if self.phase == phase {
+            seam::fail(self.call, self.errno, 0, self.times);
+        }
+    }
+}
+
+/// The calls that a life without failures made in each phase, as it tells on stdout.
+pub(crate) fn used(stdout: &str) -> BTreeSet<(Phase, Call)> {
+    let call = |name: &str| Call::ALL.iter().copied().find(|it| format!("{it:?}") == name);
+    stdout
+        .lines()
+        .filter_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
+            ["used", "Start", name] => Some((Phase::Start, call(name)?)),
+            ["used", "Run", name] => Some((Phase::Run, call(name)?)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Lives, with failures as `plan` says.
+pub(crate) fn live(plan: &str) {
+    let plan = Plan::parse(plan);
+    let begin = |phase| plan.as_ref().inspect(|plan| plan.begin(phase));
+    let before = counts();
+    begin(Phase::Start);
+    let all = All::make();
+    seam::clear();
+    if plan.is_none() {
+        tell(Phase::Start, &before);
+    }
+    // Whatever failed, it works now.
+    let all = all.unwrap_or_else(|| All::make().expect("nothing fails any more"));
+    all.touch();
+    let before = counts();
+    begin(Phase::Run);
+    all.run();
+    seam::clear();
+    if plan.is_none() {
+        tell(Phase::Run, &before);
+    }
+    all.run();
+    all.check();
+    println!("\nlived");
+}
+
+fn counts() -> Vec<u32> {
+    Call::ALL.iter().map(|call| seam::count(*call)).collect()
+}
+
+fn tell(phase: Phase, before: &[u32]) {
+    let now = counts();
+    for (index, call) in Call::ALL.iter().enumerate().filter(|(i, _)| now[*i] > before[*i]) {
+        let _ = index;
+        println!("\nused {phase:?} {call:?}");
+    }
+}
+
+/// Passes a value on, or says what went wrong.
+fn said<T>(result: lacuna::Result<T>) -> Option<T> {
+    result.inspect_err(|error| println!("\nerror: {error}")).ok()
+}
+
+/// One of each.
+struct All {
+    zeroes: Arena,
+    repeated: Arena,
+    numbered: Arena,
+    heap: Heap,
+}
+
+impl All {
+    fn make() -> Option<Self> {
+        let arena = || Arena::builder(1 << 30);
+        let sevens = said(Template::repeat(&7u8))?;
+        let budget = 8 * CHUNK;
+        Some(Self {
+            zeroes: said(arena().name("zeroes").budget(budget).reserve())?,
+            repeated: said(
+                arena().name("sevens").template(sevens).keep_resident(1 << 16).reserve(),
+            )?,
+            numbered: said(arena().name("numbers").template(numbered_pages()).reserve())?,
+            heap: said(Heap::new(said(arena().name("heap").reserve())?))?,
+        })
+    }
+
+    /// Everything that arenas and heaps do.
+    fn run(&self) {
+        self.touch();
+        self.manage();
+        self.allocate();
+        said(self.zeroes.measure());
+    }
+
+    /// Streams, scattered touches that lead to lending and recalling, reads before writes.
+    fn touch(&self) {
+        for page in (0..2 * CHUNK).step_by(page_size()) {
+            store(&self.repeated, page + 1, 1);
+            assert_eq!((load(&self.repeated, page), load(&self.repeated, page + 1)), (7, 1));
+        }
+        let mut rng = Rng(1);
+        for _ in 0..40 {
+            let page = rng.below(1 << 18);
+            assert_eq!(load(&self.numbered, page * page_size() + 2), page as u8);
+            let offset = (100 + rng.below(4)) * CHUNK + rng.below(CHUNK / 2) / 64 * 64;
+            store(&self.zeroes, offset, 3);
+            assert_eq!((load(&self.zeroes, offset), load(&self.zeroes, offset + 1)), (3, 0));
+            let offset = 200 * CHUNK + rng.below(CHUNK);
+            assert_eq!(load(&self.zeroes, offset), 0);
+        }
+    }
+
+    fn manage(&self) {
+        said(self.numbered.populate(0..CHUNK + 8 * page_size()));
+        said(self.repeated.populate(64 * CHUNK..65 * CHUNK));
+        // SAFETY: nobody has a reference into the arenas, and every byte is valid.
+        unsafe {
+            said(self.numbered.discard(page_size()..CHUNK));
+            said(self.zeroes.discard(101 * CHUNK + page_size()..103 * CHUNK));
+            said(self.repeated.reset());
+            said(self.zeroes.discard(0..self.zeroes.len()));
+        }
+        for page in [0, 1, 511, 512] {
+            assert_eq!(load(&self.numbered, page * page_size() + 2), page as u8);
+        }
+        assert_eq!(load(&self.repeated, CHUNK + 1), 7);
+        said(self.zeroes.set_limit(1 << 20));
+        said(self.zeroes.set_limit(1 << 30));
+    }
+
+    /// Blocks of many sizes, one that grows, and one that is zeroed.
+    fn allocate(&self) {
+        let mut blocks = Vec::new();
+        for round in 0..60usize {
+            let layout = Layout::from_size_align(24 << (round % 18), 8).unwrap();
+            // SAFETY: the layout has a size.
+            let block = unsafe { self.heap.alloc_zeroed(layout) };
+            if block.is_null() {
+                println!("\nnull");
+                continue;
+            }
+            // SAFETY: the block is as long as its layout says.
+            unsafe {
+                assert_eq!((block.read(), block.add(layout.size() - 1).read()), (0, 0));
+                block.write(round as u8);
+                block.add(layout.size() - 1).write(round as u8);
+            }
+            blocks.push((block, layout, round as u8));
+        }
+        for (block, layout, value) in blocks {
+            // SAFETY: the block is this layout's, is grown once, and freed once.
+            unsafe {
+                assert_eq!(block.read(), value);
+                let grown = self.heap.realloc(block, layout, 2 * layout.size());
+                let (block, size) = match grown.is_null() {
+                    true => (block, layout.size()),
+                    false => (grown, 2 * layout.size()),
+                };
+                assert_eq!((block.read(), block.add(layout.size() - 1).read()), (value, value));
+                self.heap.dealloc(block, Layout::from_size_align(size, 8).unwrap());
+            }
+        }
+        self.heap.purge();
+    }
+
+    /// The books are in step with the kernel once nothing fails any more.
+    fn check(&self) {
+        for arena in [&self.zeroes, &self.repeated, &self.numbered] {
+            let stats = arena.measure().unwrap();
+            assert_eq!(stats.resident_bytes, crate::support::arena_rss(arena), "{}", arena.name());
+            assert!(
+                stats.budget_bytes.is_none_or(|it| stats.resident_bytes + stats.lent_bytes <= it)
+            );
+            discard(arena, 0..arena.len());
+            let stats = arena.stats();
+            assert_eq!((stats.resident_bytes, stats.lent_bytes), (0, 0), "{}", arena.name());
+            assert_eq!(crate::support::arena_rss(arena), 0, "{}", arena.name());
+        }
+        assert_eq!(self.heap.stats().live_bytes, 0);
+    }
+}
