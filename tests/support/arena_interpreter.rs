@@ -2,10 +2,12 @@
 //! by the property test of arenas and by their fuzz target: each decides in its own way what to do
 //! next.
 
-use crate::support::{arena_rss, discard, file_of, load, noise, read_into, store};
+use crate::support::{arena_rss, discard, file_of, load, noise, numbered_pages, read_into, store};
 use lacuna::{Arena, ErrorKind, Template, Window, page_size};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::LazyLock;
 
 /// Most pages of an arena here: two chunks and a part of a third.
@@ -68,19 +70,8 @@ static NOISE: LazyLock<Vec<u8>> = LazyLock::new(|| noise(PAGES * page_size(), 3)
 
 const PERIODS: [usize; 6] = [1, 3, 8, 4096, 4097, 70_000];
 
-fn function(index: u64, page: &mut [u8]) {
-    let start = index as usize * page.len();
-    for (at, byte) in page.iter_mut().enumerate() {
-        *byte = mixed(start + at);
-    }
-}
-
-fn mixed(offset: usize) -> u8 {
-    (offset ^ (offset >> 9)).wrapping_mul(37) as u8
-}
-
 impl Content {
-    fn template(self) -> Template {
+    pub(crate) fn template(self) -> Template {
         fn repeat<const N: usize>() -> Template {
             Template::repeat::<[u8; N]>(NOISE.first_chunk().unwrap()).unwrap()
         }
@@ -96,19 +87,21 @@ impl Content {
             },
             Self::Image { len, file: false } => Template::bytes(&NOISE[..len]).unwrap(),
             Self::Image { len, file: true } => Template::file(&file_of(&NOISE[..len])).unwrap(),
-            // SAFETY: it computes and writes to the page, nothing else.
-            Self::Function => unsafe { Template::generate(function) },
+            Self::Function => numbered_pages(),
         }
     }
 
     /// The byte that is untouched at `offset`.
-    fn byte(self, offset: usize) -> u8 {
+    pub(crate) fn byte(self, offset: usize) -> u8 {
         match self {
             Self::Zero => 0,
             Self::Repeat(which) => NOISE[offset % PERIODS[usize::from(which) % 6]],
             Self::Image { len, .. } if offset < len => NOISE[offset],
             Self::Image { .. } => 0,
-            Self::Function => mixed(offset),
+            Self::Function => {
+                let (page, at) = (offset / page_size(), offset % page_size());
+                ((page << 16) | (at / 8)).to_ne_bytes()[at % 8]
+            }
         }
     }
 }
@@ -143,7 +136,8 @@ impl Setup {
             builder = builder.budget(pages * page_size());
         }
         let arena = builder.reserve().unwrap();
-        Model { arena, setup: self, written: BTreeMap::new(), peak: 0 }
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        Model { arena, setup: self, written: BTreeMap::new(), peak: 0, pagemap }
     }
 }
 
@@ -166,6 +160,7 @@ struct Model {
     /// By offset.
     written: BTreeMap<usize, u8>,
     peak: usize,
+    pagemap: File,
 }
 
 fn bytes(pages: Range<usize>) -> Range<usize> {
@@ -198,11 +193,7 @@ impl Model {
             }
             Action::SetLimit { pages: limit } => self.set_limit(limit % (pages + 1)),
             Action::Measure => _ = self.arena.measure().unwrap(),
-            Action::Reset => {
-                // SAFETY: nobody has a reference into the arena.
-                unsafe { self.arena.reset() }.unwrap();
-                self.written.clear();
-            }
+            Action::Reset => self.reset(),
         }
     }
 
@@ -261,6 +252,17 @@ impl Model {
         assert!(gone.is_empty() || !self.arena.populated().any(stays), "it is present still");
     }
 
+    fn reset(&mut self) {
+        // SAFETY: nobody has a reference into the arena.
+        unsafe { self.arena.reset() }.unwrap();
+        self.written.clear();
+        let stats = self.arena.stats();
+        assert!(stats.resident_bytes <= self.setup.keep * page_size(), "{stats}");
+        assert_eq!(stats.lent_bytes, 0);
+        let limit = self.arena.limit();
+        assert!(self.arena.populated().all(|run| run.end <= limit), "kept past the limit");
+    }
+
     fn set_limit(&mut self, pages: usize) {
         self.arena.set_limit(pages * page_size()).unwrap();
         self.setup.limit = pages;
@@ -290,6 +292,19 @@ impl Model {
         }
     }
 
+    /// Bytes of memory that the kernel has for the arena: the pages that are there and exclusively
+    /// this process's, which the zero page is not. Far cheaper than what smaps tells, which must be
+    /// the same in the end.
+    fn memory(&self) -> usize {
+        const MEMORY: u64 = 1 << 63 | 1 << 56;
+        let mut entries = vec![0; 8 * self.setup.pages];
+        let first = self.arena.as_ptr().addr() / page_size();
+        self.pagemap.read_exact_at(&mut entries, 8 * first as u64).unwrap();
+        let (entries, _) = entries.as_chunks();
+        let there = entries.iter().filter(|it| u64::from_ne_bytes(**it) & MEMORY == MEMORY);
+        there.count() * page_size()
+    }
+
     /// The counters against the kernel's, after each step.
     fn check_counters(&mut self) {
         let stats = self.arena.stats();
@@ -297,7 +312,7 @@ impl Model {
         assert_eq!(stats.peak_resident_bytes, self.peak);
         let charged = stats.resident_bytes + stats.lent_bytes;
         assert!(stats.budget_bytes.is_none_or(|budget| charged <= budget), "{stats}");
-        let rss = arena_rss(&self.arena);
+        let rss = self.memory();
         if stats.lent_bytes == 0 {
             assert_eq!(stats.resident_bytes, rss);
         }
