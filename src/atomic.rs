@@ -2,7 +2,7 @@
 //! files with loom's types under these names.
 
 pub(crate) use core::sync::atomic::{
-    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
 };
 
 /// `core::cell::UnsafeCell` with the closure interface of loom's, which tracks each access.

@@ -112,3 +112,17 @@ fn right_use_is_not_reported() {
     });
     assert_success(&output);
 }
+
+/// A block that takes all the address space has no other place to become small in, and stays.
+#[test]
+fn a_block_that_could_not_move_is_no_misuse() {
+    let output = in_child("a_block_that_could_not_move_is_no_misuse", "tight", || {
+        let heap = Heap::new(Arena::builder(4 << 20).reserve().unwrap()).unwrap();
+        let block = alloc(&heap, 3 << 20);
+        // SAFETY: the block is of this heap, and has this layout.
+        let block = unsafe { heap.realloc(block, layout(3 << 20), 1) };
+        free(&heap, block, 1);
+        assert_eq!(heap.stats().live_blocks, 0);
+    });
+    assert_success(&output);
+}

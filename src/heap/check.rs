@@ -8,7 +8,6 @@ use super::core::Core;
 use super::line::Line;
 use super::span::{Kind, Span};
 use super::table::SLICES;
-use crate::fault::ledger::UNBOUNDED;
 use core::alloc::Layout;
 use core::fmt::Write;
 use core::sync::atomic::Ordering;
@@ -48,8 +47,8 @@ impl Core {
         if !is_start {
             return self.report("free of a pointer into the midst of a block", block, layout, size);
         }
-        // Within a budget, blocks may have been shrunk where they are.
-        let exact = self.pages.budget == UNBOUNDED;
+        // Where room was short, blocks may have been shrunk where they are.
+        let exact = !self.stayed.load(Ordering::Relaxed);
         if !fits(span.kind.get(), size, layout, exact) {
             return self.report("free of a block with another layout", block, layout, size);
         }

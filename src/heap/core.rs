@@ -8,7 +8,7 @@ use super::pages::Pages;
 use super::span::{Kind, Span};
 use super::table::{SLICE_SHIFT, SLICES, Table};
 use super::territory::Territory;
-use crate::atomic::{AtomicU64, Ordering};
+use crate::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::fault::region::Name;
 use crate::lock::Mutex;
 use core::iter::StepBy;
@@ -43,6 +43,8 @@ pub(crate) struct Core {
     /// Large blocks.
     pub(crate) large: Counts,
     pub(crate) large_bytes: AtomicU64,
+    /// Whether a block has ever stayed in more room than its layout asks for; see `stays`.
+    pub(crate) stayed: AtomicBool,
     /// The cache of threads that have none, because they are about to end or there are too many.
     pub(crate) common: Mutex<Common>,
 }

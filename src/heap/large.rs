@@ -235,11 +235,13 @@ impl Core {
     /// memory for another, if it has room for them: nobody expects that a block cannot be made smaller.
     /// What a large one does not need any more goes to others.
     pub(crate) fn stays(&self, span: &Span, size: usize, before: usize) -> bool {
-        if span.kind.get() == Kind::Blocks {
-            return size <= span.size.get() as usize;
-        }
-        let fits = size <= before;
+        let is_small = span.kind.get() == Kind::Blocks;
+        let fits = size <= if is_small { span.size.get() as usize } else { before };
         if fits {
+            // Relaxed: whoever frees the block has got it from here.
+            self.stayed.store(true, Ordering::Relaxed);
+        }
+        if fits && !is_small {
             let before = self.bytes(span);
             self.recharge(span, size);
             let less = before - self.bytes(span);

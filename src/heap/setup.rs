@@ -6,7 +6,7 @@ use super::pages::Pages;
 use super::table::Table;
 use super::thread;
 use crate::arena::Mapping;
-use crate::atomic::AtomicU64;
+use crate::atomic::{AtomicBool, AtomicU64};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::ledger::Ledger;
 use crate::fault::region::Name;
@@ -82,6 +82,7 @@ pub(crate) unsafe fn found(site: &Site, is_home: bool) -> Result<(NonNull<Core>,
             shared: Mutex::new(Shared::new(table, all_caches.step_by(size_of::<Cache>()))),
             large: Counts::new(),
             large_bytes: AtomicU64::new(0),
+            stayed: AtomicBool::new(false),
             common: Mutex::new(Common(Cache::new(core, table))),
         });
         let too_many = Error::new(Operation::Heap, ErrorKind::TooManyHeaps);
