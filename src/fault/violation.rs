@@ -122,6 +122,12 @@ pub(crate) fn die(signal: Signal, violation: &Violation) {
     super::chain::set_default(signal);
 }
 
+/// Whether the process is about to die of a violation.
+pub(crate) fn is_dying() -> bool {
+    // Relaxed: nothing is published, and never taken back.
+    LINE.claimed.load(Ordering::Relaxed) != 0
+}
+
 /// The line, in memory of its own: the handler's stack may be small. Whoever claims it first
 /// prints; a second violation at the same time adds nothing, the process is dying.
 struct Line {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test file uses a part of this module")]
 
 pub(crate) mod heap;
+pub(crate) mod signals;
 
 use lacuna::{Arena, Template, Window};
 use std::fs::File;
