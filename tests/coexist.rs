@@ -142,6 +142,29 @@ fn registered_actions_run_for_foreign_signals_only() {
     }
 }
 
+/// signal-hook-registry's handler is not in front, so it is whoever displaced us that is asked first;
+/// one that does not chain is the whole of what is beneath, as it is without lacuna.
+#[test]
+fn a_handler_over_ours_displaces_registered_actions_as_it_does_without_lacuna() {
+    let name = "a_handler_over_ours_displaces_registered_actions_as_it_does_without_lacuna";
+    for with in [true, false] {
+        let output = in_child(name, &format!("{with}"), || {
+            let arena = with.then(arena);
+            register();
+            install(count as *const () as usize, libc::SA_RESTART);
+            lacuna::take_front().unwrap();
+            for times in 1..=10 {
+                raise();
+                assert_eq!(RAN.load(Ordering::SeqCst), times);
+                if let Some(arena) = &arena {
+                    store(arena, times << 22, 1);
+                }
+            }
+        });
+        assert_success(&output);
+    }
+}
+
 #[test]
 fn rust_still_reports_stack_overflow() {
     #[expect(unconditional_recursion, reason = "the stack is to overflow")]

@@ -8,8 +8,8 @@ use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use support::signals::{
-    arena, chain, disposition, ending, install, note, raise, set_action, touch,
-    touch_truncated_file,
+    arena, chain, disposition, ending, install, large_alternate_stack, note, raise, set_action,
+    touch, touch_truncated_file,
 };
 use support::{assert_killed, assert_success, in_child, stderr, store, text};
 
@@ -62,7 +62,12 @@ fn install_second() {
     SECOND_FOUND.store(Box::into_raw(Box::new(found)), Ordering::SeqCst);
 }
 
+/// Installs what is called last, by several of our handlers on top of each other: optimised, they fit
+/// the 8 KiB that threads have.
 fn install_beneath() {
+    if cfg!(debug_assertions) {
+        large_alternate_stack();
+    }
     install(beneath as *const () as usize, libc::SA_RESTART);
 }
 
@@ -237,6 +242,25 @@ fn a_later_handler_that_does_not_chain_is_put_beneath() {
         touch_truncated_file();
     });
     assert_eq!(ending(&output), (None, Some(42)), "{}", text(&output));
+}
+
+/// As the kernel does: the default lies beneath from then on.
+#[test]
+fn a_displaced_handler_that_wanted_to_run_once_runs_once() {
+    let name = "a_displaced_handler_that_wanted_to_run_once_runs_once";
+    for raises in [1, 2] {
+        let output = in_child(name, &format!("{raises}"), || {
+            let arena = arena();
+            install(beneath as *const () as usize, libc::SA_RESETHAND);
+            lacuna::take_front().unwrap();
+            touch(&arena);
+            (0..raises).for_each(|_| raise());
+            assert_eq!(count(&BENEATH), 1);
+            touch(&arena);
+        });
+        let killed = (raises == 2).then_some(libc::SIGBUS);
+        assert_eq!(ending(&output), (killed, killed.is_none().then_some(0)), "{}", text(&output));
+    }
 }
 
 /// The front is taken by the next arena where nobody can mind.

@@ -72,17 +72,27 @@ extern "C" fn front<const BENEATH: usize>(
     enter(number, info, context, BENEATH);
 }
 
+/// In place of a layer: what is foreign is left to the caller.
+const NOT_HANDED_ON: usize = usize::MAX;
+
+/// What all of them are; true if the fault was ours.
 #[inline(never)]
-extern "C" fn enter(number: c_int, info: *mut siginfo_t, context: *mut c_void, beneath: usize) {
-    let Some(signal) = Signal::of(number) else { return };
+extern "C" fn enter(
+    number: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    beneath: usize,
+) -> bool {
+    let Some(signal) = Signal::of(number) else { return false };
     let errno = Errno::last();
     // SAFETY: the kernel calls us with these arguments.
-    unsafe {
-        if !handle(signal, info, context) {
-            chain::forward(signal, info, context, beneath);
-        }
+    let handled = unsafe { handle(signal, info, context) };
+    if !handled && beneath != NOT_HANDED_ON {
+        // SAFETY: as above.
+        unsafe { chain::forward(signal, info, context, beneath) };
     }
     errno.set();
+    handled
 }
 
 /// Resolves a fault from within somebody else's signal handler; true if it was lacuna's, and the
@@ -130,21 +140,17 @@ extern "C" fn enter(number: c_int, info: *mut siginfo_t, context: *mut c_void, b
 /// ```
 #[must_use]
 pub unsafe fn try_handle(info: *mut siginfo_t, context: *mut c_void) -> bool {
+    // As our handler has it, by its mask.
+    let _blocked = SignalsBlocked::as_in_handler();
     // SAFETY: as the caller promises.
-    let Some(signal) = Signal::of(unsafe { (*info).si_signo }) else { return false };
-    let errno = Errno::last();
-    let blocked = SignalsBlocked::as_in_handler();
-    // SAFETY: as the caller promises.
-    let handled = unsafe { handle(signal, info, context) };
-    drop(blocked);
-    errno.set();
-    handled
+    enter(unsafe { (*info).si_signo }, info, context, NOT_HANDED_ON)
 }
 
 /// Resolves a fault of ours; false if it is foreign.
 ///
 /// # Safety
 /// The arguments are those of a handler of `signal` with SA_SIGINFO.
+#[inline(always)]
 unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void) -> bool {
     // SAFETY: as the caller promises.
     let Some(address) = (unsafe { fault_address(signal, info) }) else { return false };

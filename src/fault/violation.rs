@@ -83,7 +83,7 @@ static HOOK: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 /// Has `hook` observe each violation, after its line was printed and before the process dies;
 /// `None` removes it.
 ///
-/// The hook cannot prevent the death: when it returns, SIGBUS gets its default disposition and
+/// The hook cannot prevent the death: when it returns, the signal gets its default disposition and
 /// the instruction runs again.
 ///
 /// # Safety
