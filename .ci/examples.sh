@@ -23,6 +23,9 @@ job=target/release/examples/global_allocator
 "$job" README.md CHANGELOG.md | grep '2 indexed'
 LACUNA_STATS=1 "$job" README.md 2>&1 > /dev/null | grep 'heap "global"'
 
+echo "-- coroutines on stacks in an arena"
+target/release/examples/coroutines | grep 'all of them have returned'
+
 said=$(mktemp)
 trap 'rm -f "$said"' EXIT
 

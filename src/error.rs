@@ -37,8 +37,10 @@ pub enum Operation {
     Map,
     /// madvise(2).
     Advise,
-    /// Installing the SIGBUS handler.
+    /// Installing a signal handler, or [`take_front`](crate::take_front).
     InstallHandler,
+    /// [`check_thread`](crate::check_thread).
+    CheckThread,
     /// Installing the hooks that keep arenas working in forked children.
     InstallForkHooks,
     /// Making a [`Heap`](crate::Heap).
@@ -77,7 +79,8 @@ impl Operation {
             Self::OpenMemory => "write through /proc/self/mem",
             Self::Map => "map memory",
             Self::Advise => "madvise",
-            Self::InstallHandler => "install the SIGBUS handler",
+            Self::InstallHandler => "install the signal handler",
+            Self::CheckThread => "check the thread",
             Self::InstallForkHooks => "install the fork hooks",
             Self::Heap => "make a heap",
             Self::Template => "make a template",
@@ -137,6 +140,18 @@ pub enum ErrorKind {
     TooManyHeaps,
     /// `LACUNA_BACKEND` names no backend.
     UnknownBackend,
+    /// A dozen different handlers have been found in place of lacuna's.
+    TooManyHandlers,
+    /// The thread blocks a signal that faults raise.
+    SignalBlocked,
+    /// Somebody has installed a handler over lacuna's, or reset or ignored its signal.
+    Displaced,
+    /// The thread's alternate signal stack, of this many bytes, is too small.
+    AlternateStackTooSmall,
+    /// The thread's alternate signal stack lies in an arena.
+    AlternateStackInArena,
+    /// The thread runs on a stack in an arena, and has no alternate signal stack.
+    NoAlternateStack,
 }
 
 impl ErrorKind {
@@ -163,7 +178,37 @@ impl ErrorKind {
             Self::TemplateNotZero => "a heap needs an arena whose template is zero",
             Self::TooManyHeaps => "a process may have 64 heaps",
             Self::UnknownBackend => "LACUNA_BACKEND is neither `userfaultfd` nor `mprotect`",
+            Self::TooManyHandlers => "too many handlers have been found in its place",
+            Self::SignalBlocked => "the signal that faults raise is blocked",
+            Self::Displaced => "lacuna's handler has been displaced",
+            Self::AlternateStackTooSmall => "the alternate signal stack is too small",
+            Self::AlternateStackInArena => "the alternate signal stack lies in an arena",
+            Self::NoAlternateStack => "its stack lies in an arena, and there is no alternate one",
         }
+    }
+}
+
+impl ErrorKind {
+    /// What to do about the causes that have one remedy, whatever was the operation.
+    fn hint(self) -> Option<&'static str> {
+        Some(match self {
+            Self::SignalBlocked => {
+                "a fault would kill the process: leave SIGBUS (and SIGSEGV) out of the thread's \
+                 signal mask, see pthread_sigmask(3)"
+            }
+            Self::Displaced => {
+                "lacuna::take_front puts it in front again; it may stay there if the handler in \
+                 front calls the one it found, or lacuna::try_handle"
+            }
+            Self::AlternateStackTooSmall => {
+                "give sigaltstack(2) as much as getauxval(AT_MINSIGSTKSZ) says and 8 KiB more"
+            }
+            Self::AlternateStackInArena | Self::NoAlternateStack => {
+                "give the thread an alternate stack of ordinary memory, see sigaltstack(2)"
+            }
+            Self::TooManyHandlers => "somebody installs new handlers over and over",
+            _ => return None,
+        })
     }
 }
 
@@ -178,6 +223,8 @@ pub(crate) enum Subject {
     Bits(u64),
     /// Byte addresses or byte offsets.
     Range { start: usize, end: usize },
+    /// A thing with a name.
+    Named(&'static str),
 }
 
 /// A failed operation of lacuna.
@@ -222,6 +269,11 @@ impl Error {
 
     pub(crate) const fn range(mut self, start: usize, end: usize) -> Self {
         self.subject = Subject::Range { start, end };
+        self
+    }
+
+    pub(crate) const fn named(mut self, name: &'static str) -> Self {
+        self.subject = Subject::Named(name);
         self
     }
 
@@ -279,7 +331,7 @@ impl Error {
                 "in SIGBUS mode no events are queued, so EVENT_* features would never be read and \
                  would make fork, mremap and madvise wait for ever"
             }
-            _ => return None,
+            (_, kind, _) => return kind.hint(),
         })
     }
 }
@@ -291,6 +343,7 @@ impl fmt::Display for Error {
             Subject::Nothing => {}
             Subject::Value(value) => write!(f, " ({value})")?,
             Subject::Bits(bits) => write!(f, " ({bits:#x})")?,
+            Subject::Named(name) => write!(f, " ({name})")?,
             Subject::Range { start, end } => write!(f, " ({start:#x}..{end:#x})")?,
         }
         match (self.kind, self.errno) {

@@ -16,9 +16,11 @@ mod sys;
 pub mod uffd;
 
 pub use arena::{Arena, ArenaBuilder, Populated, Stats, Template};
+pub use arena::{check_thread, is_in_front, take_front};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use fault::backend::Backend;
 pub use fault::decode::Access;
+pub use fault::handler::try_handle;
 pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
 pub use fault::window::Window;
 pub use heap::{ClassStats, Heap, HeapStats, Lacuna};

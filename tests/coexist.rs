@@ -4,86 +4,15 @@
 
 mod support;
 
-use lacuna::Arena;
-use std::fs::File;
-use std::mem;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::ExitStatusExt;
-use std::process::Output;
-use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use support::{assert_killed, assert_success, file_of, in_child, load, page, stderr, store, text};
+use support::signals::{arena, ending, install, note, raise, touch_truncated_file};
+use support::{assert_killed, assert_success, in_child, load, page, stderr, store, text};
 
-/// Times that a handler or action of the test has run, and the address that it should see.
+/// Times that a handler or action of the test has run.
 static RAN: AtomicUsize = AtomicUsize::new(0);
-static SEEN: AtomicUsize = AtomicUsize::new(0);
-
-fn arena() -> Arena {
-    let arena = Arena::builder(1 << 30).reserve().unwrap();
-    store(&arena, 0, 1);
-    arena
-}
-
-/// Touches what lies behind the end of a file that is mapped.
-fn touch_truncated_file() {
-    let file: File = file_of(&vec![1; 2 * page()]);
-    // SAFETY: a new mapping; it is read once, which is the point.
-    unsafe {
-        let map = libc::mmap(
-            ptr::null_mut(),
-            2 * page(),
-            libc::PROT_READ,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        );
-        file.set_len(page() as u64).unwrap();
-        SEEN.store(map.addr() + page() + 5, Ordering::SeqCst);
-        map.cast::<u8>().add(page() + 5).read_volatile();
-    }
-}
-
-fn raise() {
-    // SAFETY: raising a signal has no preconditions.
-    assert_eq!(unsafe { libc::raise(libc::SIGBUS) }, 0);
-}
-
-fn disposition() -> usize {
-    // SAFETY: zeroes are a valid sigaction.
-    unsafe {
-        let mut action: libc::sigaction = mem::zeroed();
-        assert_eq!(libc::sigaction(libc::SIGBUS, ptr::null(), &raw mut action), 0);
-        action.sa_sigaction
-    }
-}
-
-/// Installs a handler as a C program would.
-fn install(handler: usize, flags: libc::c_int) {
-    // SAFETY: zeroes are a valid sigaction; the handler has the type that its flags say.
-    unsafe {
-        let mut action: libc::sigaction = mem::zeroed();
-        action.sa_sigaction = handler;
-        action.sa_flags = flags;
-        assert_eq!(libc::sigaction(libc::SIGBUS, &raw const action, ptr::null_mut()), 0);
-    }
-}
 
 extern "C" fn count(_: libc::c_int) {
     RAN.fetch_add(1, Ordering::SeqCst);
-}
-
-/// Notes the address and ends the process, since returning would only raise the signal again.
-extern "C" fn note(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid siginfo; the process ends without running anything.
-    unsafe {
-        let address = (*info).si_addr().addr();
-        libc::_exit(if address == SEEN.load(Ordering::SeqCst) { 42 } else { 43 });
-    }
-}
-
-/// How a child ended: by which signal, or with which status.
-fn ending(output: &Output) -> (Option<i32>, Option<i32>) {
-    (output.status.signal(), output.status.code())
 }
 
 #[test]
@@ -191,12 +120,11 @@ fn registered_actions_run_for_foreign_signals_only() {
             if !before {
                 register();
             }
-            let front = disposition();
             (0..1000).for_each(|index| store(&arena, index * 3 * page(), 1));
             assert_eq!(RAN.load(Ordering::SeqCst), 0);
             raise();
             assert_eq!(RAN.load(Ordering::SeqCst), 1);
-            assert_eq!(disposition(), front, "our handler was displaced");
+            assert!(lacuna::is_in_front(), "our handler was displaced");
             (0..1000).for_each(|index| store(&arena, (1 << 28) + index * 3 * page(), 1));
             assert_eq!(RAN.load(Ordering::SeqCst), 1);
         }));
@@ -211,6 +139,29 @@ fn registered_actions_run_for_foreign_signals_only() {
             touch_truncated_file();
         });
         assert_killed(&output, libc::SIGBUS);
+    }
+}
+
+/// signal-hook-registry's handler is not in front, so it is whoever displaced us that is asked first;
+/// one that does not chain is the whole of what is beneath, as it is without lacuna.
+#[test]
+fn a_handler_over_ours_displaces_registered_actions_as_it_does_without_lacuna() {
+    let name = "a_handler_over_ours_displaces_registered_actions_as_it_does_without_lacuna";
+    for with in [true, false] {
+        let output = in_child(name, &format!("{with}"), || {
+            let arena = with.then(arena);
+            register();
+            install(count as *const () as usize, libc::SA_RESTART);
+            lacuna::take_front().unwrap();
+            for times in 1..=10 {
+                raise();
+                assert_eq!(RAN.load(Ordering::SeqCst), times);
+                if let Some(arena) = &arena {
+                    store(arena, times << 22, 1);
+                }
+            }
+        });
+        assert_success(&output);
     }
 }
 
@@ -236,89 +187,4 @@ fn errno_survives_faults() {
         store(&arena, (1 << 20) + index * 7 * page(), 1);
         assert_eq!(nix::errno::Errno::last_raw(), 77);
     }
-}
-
-#[test]
-fn faults_inside_other_handlers_are_resolved() {
-    static ADDRESS: AtomicUsize = AtomicUsize::new(0);
-    extern "C" fn touch(_: libc::c_int) {
-        let address = ADDRESS.fetch_add(5 * 4096, Ordering::SeqCst);
-        // SAFETY: the address lies in an arena that lives.
-        unsafe { ptr::with_exposed_provenance_mut::<u8>(address).write_volatile(1) };
-    }
-    let arena = arena();
-    ADDRESS.store(arena.as_ptr().expose_provenance() + (1 << 21), Ordering::SeqCst);
-    // SAFETY: zeroes are a valid sigaction; the handler writes to an arena.
-    unsafe {
-        let mut action: libc::sigaction = mem::zeroed();
-        action.sa_sigaction = touch as *const () as usize;
-        libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
-        (0..50).for_each(|_| assert_eq!(libc::raise(libc::SIGUSR1), 0));
-    }
-    assert!(arena.stats().faults >= 1);
-}
-
-/// A timer's handler touches the chunk that the interrupted thread is filling, discarding or lending.
-#[test]
-fn handlers_that_touch_what_is_being_filled_do_not_wait_for_themselves() {
-    static BASE: AtomicUsize = AtomicUsize::new(0);
-    /// Where the interrupted thread is.
-    static AT: AtomicUsize = AtomicUsize::new(0);
-    extern "C" fn touch(_: libc::c_int) {
-        let ahead = RAN.fetch_add(1, Ordering::Relaxed) % 7 * 3 * 4096;
-        let address = BASE.load(Ordering::Relaxed) + AT.load(Ordering::Relaxed) + ahead;
-        // SAFETY: the address lies in an arena that lives.
-        unsafe { ptr::with_exposed_provenance_mut::<u8>(address).write_volatile(1) };
-    }
-    let name = "handlers_that_touch_what_is_being_filled_do_not_wait_for_themselves";
-    assert_success(&in_child(name, "timer", || {
-        let arena = Arena::builder(1 << 30).reserve().unwrap();
-        BASE.store(arena.as_ptr().expose_provenance(), Ordering::Relaxed);
-        // SAFETY: zeroes are a valid sigaction and timer; the handler writes to an arena.
-        unsafe {
-            let mut action: libc::sigaction = mem::zeroed();
-            action.sa_sigaction = touch as *const () as usize;
-            action.sa_flags = libc::SA_RESTART;
-            libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut());
-            let every = libc::timeval { tv_sec: 0, tv_usec: 150 };
-            let timer = libc::itimerval { it_interval: every, it_value: every };
-            assert_eq!(libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()), 0);
-        }
-        for round in 0..3 {
-            for offset in (0..256 << 20).step_by(page()) {
-                AT.store(offset, Ordering::Relaxed);
-                store(&arena, offset, 1);
-            }
-            if round == 1 {
-                arena.populate(256 << 20..512 << 20).unwrap();
-            }
-            arena.measure().unwrap();
-            support::discard(&arena, 0..512 << 20);
-        }
-        assert!(RAN.load(Ordering::Relaxed) > 100, "the timer did not fire");
-        // The timer goes on until the process has ended, and `std::process::exit` would unmap the
-        // alternate stack of the main thread, which it may interrupt.
-        // SAFETY: ends the process without running anything.
-        unsafe { libc::_exit(0) };
-    }));
-}
-
-/// A thread as C makes it: without an alternate stack.
-#[test]
-fn threads_without_an_alternate_stack_work() {
-    extern "C" fn run(arena: *mut libc::c_void) -> *mut libc::c_void {
-        // SAFETY: the arena outlives the thread, which is joined.
-        let arena = unsafe { &*arena.cast::<Arena>() };
-        (0..100).for_each(|index| store(arena, (1 << 24) + index * 9 * page(), 1));
-        ptr::null_mut()
-    }
-    let arena = arena();
-    // SAFETY: the thread gets a pointer to the arena and is joined before that goes.
-    unsafe {
-        let mut thread = mem::zeroed();
-        let argument = ptr::from_ref(&arena).cast_mut().cast();
-        assert_eq!(libc::pthread_create(&raw mut thread, ptr::null(), run, argument), 0);
-        assert_eq!(libc::pthread_join(thread, ptr::null_mut()), 0);
-    }
-    assert_eq!(load(&arena, 1 << 24), 1);
 }

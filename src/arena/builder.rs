@@ -141,6 +141,9 @@ impl<'a> ArenaBuilder<'a> {
     /// Reserves the arena. It costs address space, a few system calls whatever its size, and no
     /// memory to speak of.
     ///
+    /// If somebody has reset SIGBUS to its default since the first arena, or ignores it, lacuna's
+    /// handler is put in front again; another handler is left there, see [`take_front`](crate::take_front).
+    ///
     /// # Errors
     /// - [`ErrorKind::ZeroLength`], [`ErrorKind::TooLong`]: no such length.
     /// - [`ErrorKind::NameTooLong`], [`ErrorKind::BudgetTooSmall`] (less than a page),

@@ -1,6 +1,7 @@
 //! What arenas share: the userfaultfd, the zeroes, the SIGBUS handler, the fork hooks. Made when
 //! the first arena is, and there until the process ends.
 
+use super::front::{self, CHANGING, install_handler};
 use super::mapping::Mapping;
 use super::mprotect;
 use super::registrar::{REGISTRAR, close_gate, open_gate};
@@ -13,7 +14,7 @@ use crate::fault::region::Region;
 use crate::fault::signals::Signal;
 use crate::fault::source::Zeroes;
 use crate::fault::tuning::{MAPPINGS_SHARE, STAGING_SLOTS};
-use crate::fault::{STAGING, ZEROES, chain, handler, set_descriptor, uffd};
+use crate::fault::{STAGING, ZEROES, set_descriptor, uffd};
 use crate::fork::{self, Hooks, Layer};
 use crate::lock::Mutex;
 use crate::page::{CHUNK, page_size};
@@ -32,7 +33,7 @@ pub(super) static STARTING: Mutex<()> = Mutex::new(());
 pub(crate) fn start() -> Result<()> {
     // Acquire pairs with the Release below.
     if STARTED.load(Ordering::Acquire) == 1 {
-        return Ok(());
+        return front::undo_reset();
     }
     let _starting = STARTING.lock();
     if STARTED.load(Ordering::Relaxed) == 1 {
@@ -75,53 +76,6 @@ fn map_zeroes() -> Result<Mapping> {
     }
 }
 
-/// Puts our handler in front for `signal`. The caller sees to it that this is done once for each
-/// signal, by one thread at a time.
-pub(super) fn install_handler(signal: Signal) -> Result<()> {
-    match signal {
-        Signal::Bus => install_above_registry(),
-        Signal::Segv => install_alone(signal),
-    }
-    .map_err(|errno| Error::os(Operation::InstallHandler, errno))
-}
-
-/// For SIGBUS, with signal-hook-registry's handler beneath ours: claiming its slot now means that it
-/// never installs itself over ours, and that whatever is registered through it, before or after, runs
-/// for the foreign signals that we hand on.
-fn install_above_registry() -> nix::Result<()> {
-    let bridge = handler::action(chain::beneath_registry);
-    let before = exchange(Signal::Bus, &bridge)?;
-    // It is ours already if an earlier start failed half-way.
-    if before.sa_sigaction != bridge.sa_sigaction {
-        chain::set_beneath(Signal::Bus, before);
-    }
-    // SAFETY: the action does nothing.
-    unsafe { signal_hook_registry::register_sigaction(libc::SIGBUS, |_| {}) }
-        .map_err(|cause| Errno::from_raw(cause.raw_os_error().unwrap_or(0)))?;
-    let registry = exchange(Signal::Bus, &handler::action(handler::front))?;
-    // If the slot was taken before, the registry's handler is what we found beneath.
-    if registry.sa_sigaction != bridge.sa_sigaction {
-        chain::set_registry(registry);
-    }
-    Ok(())
-}
-
-/// For SIGSEGV, which signal-hook-registry refuses.
-fn install_alone(signal: Signal) -> nix::Result<()> {
-    let ours = handler::action(handler::front);
-    let before = exchange(signal, &ours)?;
-    if before.sa_sigaction != ours.sa_sigaction {
-        chain::set_beneath(signal, before);
-    }
-    Ok(())
-}
-
-/// Gives `signal` the disposition `action`, and returns the one before.
-fn exchange(signal: Signal, action: &libc::sigaction) -> nix::Result<libc::sigaction> {
-    // SAFETY: the handlers of the new one pass on what is not ours.
-    unsafe { sys::sigaction(signal.number(), Some(action)) }
-}
-
 /// Arenas go on in forked children. The kernel forgets there that the memory was registered, and
 /// the inherited descriptor still acts on the parent: the child needs one of its own.
 pub(super) fn install_fork_hooks() -> Result<()> {
@@ -132,10 +86,11 @@ pub(super) fn install_fork_hooks() -> Result<()> {
 
 fn before_fork() {
     let starting = STARTING.lock();
+    let changing = CHANGING.lock();
     let registrar = REGISTRAR.lock();
     close_gate(&registrar, current_thread());
     // Held until after the fork, on both sides.
-    core::mem::forget((starting, registrar));
+    core::mem::forget((starting, changing, registrar));
 }
 
 fn after_fork() {
@@ -143,6 +98,7 @@ fn after_fork() {
     // SAFETY: `before_fork` locked them, on this thread.
     unsafe {
         REGISTRAR.force_unlock();
+        CHANGING.force_unlock();
         STARTING.force_unlock();
     }
 }
@@ -208,66 +164,4 @@ pub(crate) fn register(start: usize, len: usize) -> Result<Ioctls> {
     let address = ptr::with_exposed_provenance_mut(start);
     // SAFETY: the range is a reservation of ours.
     unsafe { uffd().register(address, len, RegisterMode::MISSING) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::{Command, Output};
-
-    /// Runs `body` in a process of its own, with our handler in front for SIGSEGV: this test binary,
-    /// for the one test `name`, which comes here again.
-    fn with_segv(name: &str, body: fn()) -> Output {
-        const ROLE: &str = "LACUNA_TEST_SEGV";
-        if std::env::var_os(ROLE).is_some() {
-            start().unwrap();
-            install_handler(Signal::Segv).unwrap();
-            body();
-            std::process::exit(0);
-        }
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", &format!("arena::engine::tests::{name}"), "--nocapture"]);
-        command.env(ROLE, "1").output().unwrap()
-    }
-
-    fn assert_ending(output: &Output, signal: i32, stderr: &str) {
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.signal(), Some(signal), "{said}");
-        assert!(said.contains(stderr), "{said}");
-    }
-
-    #[test]
-    fn stack_overflow_is_still_reported() {
-        #[expect(unconditional_recursion, reason = "the stack is to overflow")]
-        fn recurse(depth: usize) -> usize {
-            core::hint::black_box(recurse(core::hint::black_box(depth) + 1)) + 1
-        }
-        let output = with_segv("stack_overflow_is_still_reported", || {
-            std::thread::spawn(|| recurse(0)).join().unwrap();
-        });
-        assert_ending(&output, libc::SIGABRT, "has overflowed its stack");
-    }
-
-    #[test]
-    fn a_wild_pointer_still_kills() {
-        let output = with_segv("a_wild_pointer_still_kills", || {
-            // SAFETY: it is not, and the process dies of it.
-            unsafe { ptr::without_provenance::<u8>(0x1000).read_volatile() };
-        });
-        assert_ending(&output, libc::SIGSEGV, "");
-    }
-
-    #[test]
-    fn a_page_without_access_rights_still_kills() {
-        let output = with_segv("a_page_without_access_rights_still_kills", || {
-            let mapping = Mapping::zeroes(page_size()).unwrap();
-            // SAFETY: the page is the mapping's; touching it then is the point.
-            unsafe {
-                libc::mprotect(mapping.base().as_ptr().cast(), page_size(), libc::PROT_NONE);
-                mapping.base().as_ptr().cast::<u8>().read_volatile();
-            }
-        });
-        assert_ending(&output, libc::SIGSEGV, "");
-    }
 }

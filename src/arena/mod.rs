@@ -2,9 +2,11 @@
 
 mod builder;
 mod change;
+mod check;
 mod choice;
 mod discard;
 mod engine;
+mod front;
 mod hand_over;
 mod mapping;
 mod measure;
@@ -18,6 +20,8 @@ mod stats;
 mod template;
 
 pub use builder::ArenaBuilder;
+pub use check::check_thread;
+pub use front::{is_in_front, take_front};
 pub use runs::Populated;
 pub use stats::Stats;
 pub use template::Template;

@@ -1,6 +1,7 @@
 //! What arenas without userfaultfd share: the SIGSEGV handler, and `/proc/self/mem`.
 
-use super::engine::{STARTING, install_fork_hooks, install_handler, set_mappings_to_lend};
+use super::engine::{STARTING, install_fork_hooks, set_mappings_to_lend};
+use super::front::{install_handler, undo_reset};
 use super::mapping::Mapping;
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
@@ -21,7 +22,7 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 pub(super) fn start() -> Result<()> {
     // Acquire pairs with the Release below.
     if STARTED.load(Ordering::Acquire) == 1 {
-        return Ok(());
+        return undo_reset();
     }
     // First, so that no fork copies the lock while it is held, but for one that is under way.
     install_fork_hooks()?;

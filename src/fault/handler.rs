@@ -1,9 +1,10 @@
 //! The signal handler: where the life of a fault begins and ends.
 
 use super::decode::{Access, access, fault_address, is_fetch};
+use super::layers::LAYERS;
 use super::region::Region;
 use super::registry::Lookup;
-use super::signals::Signal;
+use super::signals::{RAISED, Signal, SignalsBlocked};
 use super::violation::{self, Bound, Violation};
 use super::{REGISTRY, chain, resolve};
 use core::mem;
@@ -29,11 +30,10 @@ pub(crate) fn action(handler: Handler) -> libc::sigaction {
     // SAFETY: zeroes are a valid sigaction.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = handler as *const () as usize;
-    let raised = [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
     // SAFETY: the set is valid, and so are the signals.
     unsafe {
         libc::sigfillset(&raw mut action.sa_mask);
-        for signal in raised {
+        for signal in RAISED {
             libc::sigdelset(&raw mut action.sa_mask, signal);
         }
     }
@@ -41,23 +41,116 @@ pub(crate) fn action(handler: Handler) -> libc::sigaction {
     action
 }
 
-/// The handler, of SIGBUS and, where a backend needs it, of SIGSEGV.
-pub(crate) extern "C" fn front(number: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let Some(signal) = Signal::of(number) else { return };
+/// The handler, of SIGBUS and, where a backend needs it, of SIGSEGV: once for each layer that may be
+/// beneath it. Only to be taken from here: elsewhere the compiler may make copies, whose addresses
+/// would not be known.
+pub(crate) static FRONTS: [Handler; LAYERS] = [
+    front::<0>,
+    front::<1>,
+    front::<2>,
+    front::<3>,
+    front::<4>,
+    front::<5>,
+    front::<6>,
+    front::<7>,
+    front::<8>,
+    front::<9>,
+    front::<10>,
+    front::<11>,
+    front::<12>,
+    front::<13>,
+    front::<14>,
+    front::<15>,
+];
+
+/// A jump: it takes no stack of its own.
+extern "C" fn front<const BENEATH: usize>(
+    number: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+) {
+    enter(number, info, context, BENEATH);
+}
+
+/// In place of a layer: what is foreign is left to the caller.
+const NOT_HANDED_ON: usize = usize::MAX;
+
+/// What all of them are; true if the fault was ours.
+#[inline(never)]
+extern "C" fn enter(
+    number: c_int,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    beneath: usize,
+) -> bool {
+    let Some(signal) = Signal::of(number) else { return false };
     let errno = Errno::last();
     // SAFETY: the kernel calls us with these arguments.
-    unsafe {
-        if !handle(signal, info, context) {
-            chain::forward(signal, info, context);
-        }
+    let handled = unsafe { handle(signal, info, context) };
+    if !handled && beneath != NOT_HANDED_ON {
+        // SAFETY: as above.
+        unsafe { chain::forward(signal, info, context, beneath) };
     }
     errno.set();
+    handled
+}
+
+/// Resolves a fault from within somebody else's signal handler; true if it was lacuna's, and the
+/// instruction that faulted may run again. False if it was not, and nothing was done.
+///
+/// For programs whose own handler must stay in front: crash reporters and language runtimes (Breakpad,
+/// crash-handler, Go, the JVM) have a place for a function that is asked first. Their handler must be
+/// called for SIGBUS, on an alternate stack (`SA_ONSTACK`) if threads' stacks lie in arenas. There is
+/// no need for this if the handler calls the one that it found, lacuna's, or has been put beneath it
+/// by [`take_front`](crate::take_front).
+///
+/// A touch that must not be resolved ends as it always does: the line is printed, the hook called,
+/// and the signal gets its default disposition, also if another handler is in front. True is returned,
+/// and the process dies when the instruction runs again.
+///
+/// errno and the thread's signal mask are left as they were; meanwhile all signals but those that the
+/// processor raises are blocked. It takes the stack that lacuna's own handler takes, 512 bytes.
+///
+/// # Safety
+/// The arguments are those that the kernel passed to a handler with SA_SIGINFO, which has not
+/// returned yet.
+///
+/// ```
+/// use std::ffi::{c_int, c_void};
+///
+/// extern "C" fn host(_signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+///     // SAFETY: the arguments are the kernel's.
+///     if unsafe { lacuna::try_handle(info, context) } {
+///         return;
+///     }
+///     // What the host does about crashes.
+///     unsafe { libc::_exit(1) };
+/// }
+///
+/// let arena = lacuna::Arena::builder(1 << 30).reserve()?;
+/// unsafe {
+///     let mut action: libc::sigaction = std::mem::zeroed();
+///     action.sa_sigaction = host as *const () as usize;
+///     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+///     libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut());
+///     arena.as_ptr().write(1);
+///     assert_eq!(arena.as_ptr().read(), 1);
+/// }
+/// # Ok::<(), lacuna::Error>(())
+/// ```
+#[must_use]
+pub unsafe fn try_handle(info: *mut siginfo_t, context: *mut c_void) -> bool {
+    // As our handler has it, by its mask.
+    let _blocked = SignalsBlocked::as_in_handler();
+    // SAFETY: as the caller promises.
+    enter(unsafe { (*info).si_signo }, info, context, NOT_HANDED_ON)
 }
 
 /// Resolves a fault of ours; false if it is foreign.
 ///
 /// # Safety
 /// The arguments are those of a handler of `signal` with SA_SIGINFO.
+#[inline(always)]
 unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void) -> bool {
     // SAFETY: as the caller promises.
     let Some(address) = (unsafe { fault_address(signal, info) }) else { return false };

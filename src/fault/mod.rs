@@ -9,7 +9,7 @@
 //! memory was touched; [`registry`] finds the [`region`]; [`resolve`] decides, with the [`window`]
 //! and the [`ledger`]; [`fill`] installs pages from their [`source`]; [`tables`] ([`chunk`] states,
 //! page [`bits`], [`summary`]) remember them. What must not be resolved is a [`violation`]; what is
-//! not ours goes down the [`chain`].
+//! not ours goes down the [`chain`] to what lies beneath our handler, in [`layers`].
 
 #![cfg_attr(
     not(test),
@@ -32,6 +32,7 @@ pub(crate) mod decode;
 pub(crate) mod fill;
 pub(crate) mod handler;
 pub(crate) mod huge;
+pub(crate) mod layers;
 pub(crate) mod ledger;
 pub(crate) mod lend;
 pub(crate) mod merge;

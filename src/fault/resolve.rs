@@ -55,7 +55,9 @@ const MEMORY_ATTEMPTS: u32 = 10;
 /// Makes page `page` of the reservation accessible, or says why it must not be. `Ok` means: let
 /// the instruction run again. It may fault again, but each such round is one in which another
 /// thread, or the kernel, has made progress.
-#[inline]
+///
+/// Part of the handler's frame: one of its own would take another 100 bytes.
+#[inline(always)]
 pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<(), Bound> {
     Counters::count(&region.counters.faults);
     let limit = region.limit();

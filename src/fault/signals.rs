@@ -10,6 +10,10 @@ pub(crate) enum Signal {
     Segv,
 }
 
+/// What the processor raises: never blocked in our handler, where it would be death.
+pub(crate) const RAISED: [libc::c_int; 5] =
+    [libc::SIGBUS, libc::SIGSEGV, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP];
+
 impl Signal {
     /// The signal of this number, if it is one of ours.
     pub(crate) fn of(number: libc::c_int) -> Option<Self> {
@@ -17,6 +21,13 @@ impl Signal {
             libc::SIGBUS => Some(Self::Bus),
             libc::SIGSEGV => Some(Self::Segv),
             _ => None,
+        }
+    }
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Bus => "SIGBUS",
+            Self::Segv => "SIGSEGV",
         }
     }
 
@@ -37,6 +48,12 @@ impl SignalsBlocked {
     pub(crate) fn new() -> Self {
         Self(set_mask(u64::MAX))
     }
+
+    /// As our handler's mask has it: what the processor raises stays as it is.
+    pub(crate) fn as_in_handler() -> Self {
+        let raised = RAISED.iter().fold(0, |mask, signal| mask | bit(*signal));
+        Self(change_mask(libc::SIG_BLOCK, !raised))
+    }
 }
 
 impl Drop for SignalsBlocked {
@@ -56,15 +73,25 @@ pub(crate) fn bit(signal: libc::c_int) -> u64 {
     1u64.checked_shl(signal.unsigned_abs().wrapping_sub(1)).unwrap_or(0)
 }
 
-/// rt_sigprocmask(2) SIG_SETMASK; returns the mask that was in force. It cannot fail: both masks
-/// are valid memory of the size that the kernel expects.
+/// Gives the thread this mask; returns the one that was in force.
 pub(crate) fn set_mask(mask: u64) -> u64 {
+    change_mask(libc::SIG_SETMASK, mask)
+}
+
+/// The thread's mask.
+pub(crate) fn mask() -> u64 {
+    change_mask(libc::SIG_BLOCK, 0)
+}
+
+/// rt_sigprocmask(2); returns the mask that was in force. It cannot fail: both masks are valid memory
+/// of the size that the kernel expects.
+fn change_mask(how: libc::c_int, mask: u64) -> u64 {
     let mut before = 0u64;
     // SAFETY: the masks are valid.
     unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
+            how,
             &raw const mask,
             &raw mut before,
             size_of::<u64>(),

@@ -83,7 +83,7 @@ static HOOK: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 /// Has `hook` observe each violation, after its line was printed and before the process dies;
 /// `None` removes it.
 ///
-/// The hook cannot prevent the death: when it returns, SIGBUS gets its default disposition and
+/// The hook cannot prevent the death: when it returns, the signal gets its default disposition and
 /// the instruction runs again.
 ///
 /// # Safety
@@ -120,6 +120,12 @@ pub(crate) fn die(signal: Signal, violation: &Violation) {
         hook(violation);
     }
     super::chain::set_default(signal);
+}
+
+/// Whether the process is about to die of a violation.
+pub(crate) fn is_dying() -> bool {
+    // Relaxed: nothing is published, and never taken back.
+    LINE.claimed.load(Ordering::Relaxed) != 0
 }
 
 /// The line, in memory of its own: the handler's stack may be small. Whoever claims it first

@@ -3,6 +3,7 @@
 
 pub(crate) mod heap;
 pub(crate) mod seccomp;
+pub(crate) mod signals;
 
 use lacuna::{Arena, Backend, Template, Window};
 use std::fs::File;
