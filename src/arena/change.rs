@@ -22,7 +22,8 @@ impl Arena {
         }
     }
 
-    /// Runs `change` as a filler of chunk `index`.
+    /// Runs `change` as a filler of chunk `index`, with signals blocked: a handler on top of it that
+    /// faults would wait for a fork of another thread's, which waits for this one.
     pub(super) fn as_filler<R>(
         &self,
         index: usize,
