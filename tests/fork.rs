@@ -147,14 +147,36 @@ fn commands_run_while_arenas_live() {
 #[test]
 fn handlers_on_top_of_a_reset_do_not_keep_a_fork_waiting() {
     let name = "handlers_on_top_of_a_reset_do_not_keep_a_fork_waiting";
-    assert_success(&in_child(name, "fork", reset_fork_and_signal));
+    assert_success(&in_child(name, "fork", || {
+        let builder = Arena::builder(1 << 30).keep_resident(1 << 30);
+        let kept = builder.template(Template::repeat(&1u8).unwrap()).reserve().unwrap();
+        (0..512).for_each(|chunk| store(&kept, chunk << 21, 2));
+        // SAFETY: nobody else uses the arena.
+        fork_while_signals_interrupt(|| unsafe { kept.reset() }.unwrap());
+        assert_eq!(load(&kept, 0), 1);
+    }));
 }
 
-fn reset_fork_and_signal() {
-    let _watchdog = Watchdog::new("resets and forks", 40);
-    let builder = Arena::builder(1 << 30).keep_resident(1 << 30);
-    let kept = builder.template(Template::repeat(&1u8).unwrap()).reserve().unwrap();
-    (0..512).for_each(|chunk| store(&kept, chunk << 21, 2));
+/// The same on top of an allocation: the fork waits for the heap's lock, which the thread beneath the
+/// handler holds.
+#[test]
+fn handlers_on_top_of_an_allocation_do_not_keep_a_fork_waiting() {
+    let name = "handlers_on_top_of_an_allocation_do_not_keep_a_fork_waiting";
+    assert_success(&in_child(name, "fork", || {
+        let heap = support::heap::heap(1 << 30, None);
+        let layout = support::heap::layout(300 << 10);
+        fork_while_signals_interrupt(|| {
+            let blocks = [(); 16].map(|()| support::heap::alloc(&heap, layout));
+            blocks.iter().for_each(|block| support::heap::free(&heap, *block, layout));
+            heap.purge();
+        });
+    }));
+}
+
+/// Runs `work` over and over while signals whose handler touches an arena interrupt it, and another
+/// thread forks.
+fn fork_while_signals_interrupt(work: impl Fn()) {
+    let _watchdog = Watchdog::new("signals and forks", 40);
     let touched: &Arena = Box::leak(Box::new(templated(usize::MAX)));
     TOUCHED.store(ptr::from_ref(touched).cast_mut(), Ordering::Release);
     // SAFETY: the handler only touches an arena that is never dropped.
@@ -165,7 +187,7 @@ fn reset_fork_and_signal() {
     std::thread::scope(|scope| {
         let stop = &stop;
         scope.spawn(move || {
-            (0..400).for_each(|_| fork(|| ()));
+            (0..300).for_each(|_| fork(|| ()));
             stop.store(true, Ordering::Relaxed);
         });
         scope.spawn(move || {
@@ -177,11 +199,9 @@ fn reset_fork_and_signal() {
             }
         });
         while !stop.load(Ordering::Relaxed) {
-            // SAFETY: nobody else uses the arena.
-            unsafe { kept.reset() }.unwrap();
+            work();
         }
     });
-    assert_eq!(load(&kept, 0), 1);
 }
 
 /// What the handler touches.
