@@ -13,6 +13,8 @@ check() {
     fi
 }
 
+# The soak takes 20 seconds where nobody says otherwise.
+export LACUNA_SOAK_SECONDS=60
 check cargo test -- --nocapture
 check cargo test --all-features --test heap_collections
 check cargo test --release --test heap --test heap_model --test global_allocator
@@ -21,5 +23,6 @@ check cargo test --release --test stack --test lending --test huge_pages --test 
 echo "-- with the tuning constants shrunk: see src/fault/tuning.rs"
 RUSTFLAGS="--cfg lacuna_shrunk" CARGO_TARGET_DIR=target/shrunk check cargo test \
     --test accounting --test address_space --test arena --test coexist --test contention \
-    --test fork --test huge_pages --test lending --test reset --test sparse_array --test violation \
+    --test churn --test fork --test huge_pages --test lending --test races \
+    --test reset --test security --test soak --test sparse_array --test violation \
     -- --test-threads=1

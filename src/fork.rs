@@ -1,5 +1,6 @@
 //! What must be done around fork(2), in an order that cannot deadlock: arenas before heaps, since
-//! making an arena may allocate, and allocating never makes an arena.
+//! making an arena may allocate, and allocating never makes an arena; and faults last, since whoever
+//! holds a heap's lock may be interrupted by a handler that faults, and goes on only once it has.
 
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
 use crate::lock::Mutex;
@@ -22,9 +23,10 @@ pub(crate) struct Hooks {
 pub(crate) enum Layer {
     Arenas,
     Heaps,
+    Faults,
 }
 
-const LAYERS: usize = 2;
+const LAYERS: usize = 3;
 
 /// The hooks of each layer.
 static HOOKS: [AtomicPtr<Hooks>; LAYERS] = [const { AtomicPtr::new(ptr::null_mut()) }; LAYERS];
@@ -64,9 +66,12 @@ fn hooks(layer: usize) -> Option<&'static Hooks> {
 }
 
 extern "C" fn before() {
+    // The last are looked for first: if they are installed, those that they rely on are.
+    let mut found = [None; LAYERS];
+    found.iter_mut().enumerate().rev().for_each(|(layer, found)| *found = hooks(layer));
     let mut ran = 0;
-    for layer in 0..LAYERS {
-        if let Some(hooks) = hooks(layer) {
+    for (layer, hooks) in found.into_iter().enumerate() {
+        if let Some(hooks) = hooks {
             (hooks.before)();
             ran |= 1 << layer;
         }

@@ -6,7 +6,9 @@ mod support;
 
 use lacuna::{Arena, Template, page_size};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::time::Duration;
 use support::{Watchdog, arena_rss, assert_success, discard, in_child, load, store};
 
 /// Forks, runs `child` there and asserts that it succeeds.
@@ -138,4 +140,78 @@ fn commands_run_while_arenas_live() {
         store(&arena, 1 << 21, 2);
     }
     assert_eq!((load(&arena, 0), load(&arena, 1)), (1, 0x77));
+}
+
+/// A handler that touches an arena, on top of a reset, while another thread forks: the fork waits for
+/// the reset to leave its chunk, so the handler must not find it inside.
+#[test]
+fn handlers_on_top_of_a_reset_do_not_keep_a_fork_waiting() {
+    let name = "handlers_on_top_of_a_reset_do_not_keep_a_fork_waiting";
+    assert_success(&in_child(name, "fork", || {
+        let builder = Arena::builder(1 << 30).keep_resident(1 << 30);
+        let kept = builder.template(Template::repeat(&1u8).unwrap()).reserve().unwrap();
+        (0..512).for_each(|chunk| store(&kept, chunk << 21, 2));
+        // SAFETY: nobody else uses the arena.
+        fork_while_signals_interrupt(|| unsafe { kept.reset() }.unwrap());
+        assert_eq!(load(&kept, 0), 1);
+    }));
+}
+
+/// The same on top of an allocation: the fork waits for the heap's lock, which the thread beneath the
+/// handler holds.
+#[test]
+fn handlers_on_top_of_an_allocation_do_not_keep_a_fork_waiting() {
+    let name = "handlers_on_top_of_an_allocation_do_not_keep_a_fork_waiting";
+    assert_success(&in_child(name, "fork", || {
+        let heap = support::heap::heap(1 << 30, None);
+        let layout = support::heap::layout(300 << 10);
+        fork_while_signals_interrupt(|| {
+            let blocks = [(); 16].map(|()| support::heap::alloc(&heap, layout));
+            blocks.iter().for_each(|block| support::heap::free(&heap, *block, layout));
+            heap.purge();
+        });
+    }));
+}
+
+/// Runs `work` over and over while signals whose handler touches an arena interrupt it, and another
+/// thread forks.
+fn fork_while_signals_interrupt(work: impl Fn()) {
+    let _watchdog = Watchdog::new("signals and forks", 40);
+    let touched: &Arena = Box::leak(Box::new(templated(usize::MAX)));
+    TOUCHED.store(ptr::from_ref(touched).cast_mut(), Ordering::Release);
+    // SAFETY: the handler only touches an arena that is never dropped.
+    unsafe { libc::signal(libc::SIGUSR1, touch_some as *const () as libc::sighandler_t) };
+    // SAFETY: it has no preconditions.
+    let target = unsafe { libc::pthread_self() };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        scope.spawn(move || {
+            (0..300).for_each(|_| fork(|| ()));
+            stop.store(true, Ordering::Relaxed);
+        });
+        scope.spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                discard(touched, 0..64 * page_size());
+                // SAFETY: the thread waits for this one to end.
+                unsafe { libc::pthread_kill(target, libc::SIGUSR1) };
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        });
+        while !stop.load(Ordering::Relaxed) {
+            work();
+        }
+    });
+}
+
+/// What the handler touches.
+static TOUCHED: AtomicPtr<Arena> = AtomicPtr::new(std::ptr::null_mut());
+
+extern "C" fn touch_some(_signal: libc::c_int) {
+    // SAFETY: set before the handler was installed, to an arena that stays.
+    let base = unsafe { (*TOUCHED.load(Ordering::Acquire)).as_ptr() };
+    for page in 0..64 {
+        // SAFETY: within the arena.
+        unsafe { base.add(page * page_size()).write_volatile(3) };
+    }
 }

@@ -8,6 +8,7 @@ use lacuna::{Arena, Backend, Template, Window, page_size};
 use std::fs::{self, File};
 use std::io::Read;
 use std::ops::Range;
+use std::sync::Barrier;
 use support::{assert_success, in_child};
 
 const CHUNK: usize = 2 << 20;
@@ -226,4 +227,49 @@ fn threads_that_race_in_lent_chunks_lose_nothing() {
     let stats = arena.measure().unwrap();
     assert_eq!((stats.resident_bytes, stats.lent_bytes), (arena.len(), 0));
     assert_eq!(rss(&arena), arena.len());
+}
+
+/// Whoever finds the budget full while another thread recalls the last lent chunk waits for what that
+/// frees: the pages that were touched fit, so nothing of this may be a violation.
+#[test]
+fn racing_for_the_last_lent_chunk_is_no_violation() {
+    let name = "racing_for_the_last_lent_chunk_is_no_violation";
+    assert_success(&in_child(name, "alone", || (0..400).for_each(|_| race_for_a_lent_chunk())));
+}
+
+fn race_for_a_lent_chunk() {
+    const THREADS: usize = 4;
+    let arena = full_with_a_lent_chunk();
+    let start = Barrier::new(THREADS);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (arena, start) = (&arena, &start);
+            scope.spawn(move || {
+                start.wait();
+                (0..4).for_each(|chunk| write(arena, (10 + 4 * thread + chunk) * pages(), 5));
+            });
+        }
+    });
+    let stats = arena.measure().unwrap();
+    assert_eq!(stats.budget_left(), Some(488 * page_size()), "{stats}");
+}
+
+/// Its budget is full: a lent chunk with eight pages touched, and memory.
+fn full_with_a_lent_chunk() -> Arena {
+    let arena = Arena::builder(1 << 30).budget(4 * CHUNK).reserve().unwrap();
+    have_lent(&arena, 0);
+    arena.populate(CHUNK..4 * CHUNK).unwrap();
+    assert_eq!(arena.stats().budget_left(), Some(0));
+    arena
+}
+
+/// As a touch does.
+#[test]
+fn populating_recalls_when_the_budget_is_full() {
+    let arena = full_with_a_lent_chunk();
+    arena.populate(8 * CHUNK..9 * CHUNK - 8 * page_size()).unwrap();
+    assert_eq!(arena.measure().unwrap().resident_bytes, 4 * CHUNK);
+    assert_eq!(rss(&arena), 4 * CHUNK);
+    let error = arena.populate(9 * CHUNK..9 * CHUNK + page_size()).unwrap_err();
+    assert_eq!(error.kind(), lacuna::ErrorKind::BudgetExhausted);
 }

@@ -2,7 +2,6 @@
 
 use super::Arena;
 use crate::fault::REGISTRY;
-use crate::fault::backend::Backend;
 use crate::fault::handler::current_thread;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
@@ -22,13 +21,13 @@ impl Arena {
         }
     }
 
-    /// Runs `change` as a filler of chunk `index`.
+    /// Runs `change` as a filler of chunk `index`, with signals blocked: a handler on top of it that
+    /// faults would wait for a fork of another thread's, which waits for this one.
     pub(super) fn as_filler<R>(
         &self,
         index: usize,
         change: impl FnOnce(&Region, &Chunk<'_>) -> R,
     ) -> Option<R> {
-        let _masked = (self.region().backend == Backend::Mprotect).then(SignalsBlocked::new);
         self.inside(index, Region::enter, Region::leave, change)
     }
 

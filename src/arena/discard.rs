@@ -167,6 +167,9 @@ impl<'a> Batch<'a> {
         let lent = chunk.lent().map_or(0, |lent| lent.clear(part.clone()));
         let resident = chunk.resident.clear(part);
         self.region.ledger.release(resident as u64, lent as u64);
+        if self.region.lends && !chunk.state.is_lent() {
+            lend::unmark(self.region, chunk.index);
+        }
         if chunk.count_present() == 0 {
             self.region.tables.summary().clear(chunk.index);
             chunk.state.forget();

@@ -79,23 +79,20 @@ fn map_zeroes() -> Result<Mapping> {
 /// Arenas go on in forked children. The kernel forgets there that the memory was registered, and
 /// the inherited descriptor still acts on the parent: the child needs one of its own.
 pub(super) fn install_fork_hooks() -> Result<()> {
-    static HOOKS: Hooks = Hooks { before: before_fork, in_parent: after_fork, in_child };
-    fork::install(Layer::Arenas, &HOOKS)
+    static LOCKS: Hooks = Hooks { before: lock, in_parent: unlock, in_child: unlock };
+    static GATE: Hooks = Hooks { before: stop_faults, in_parent: open_gate, in_child };
+    fork::install(Layer::Arenas, &LOCKS)
+        .and_then(|()| fork::install(Layer::Faults, &GATE))
         .map_err(|errno| Error::os(Operation::InstallForkHooks, errno))
 }
 
-fn before_fork() {
-    let starting = STARTING.lock();
-    let changing = CHANGING.lock();
-    let registrar = REGISTRAR.lock();
-    close_gate(&registrar, current_thread());
-    // Held until after the fork, on both sides.
-    core::mem::forget((starting, changing, registrar));
+/// Before a fork. The locks are held until after it, on both sides.
+fn lock() {
+    core::mem::forget((STARTING.lock(), CHANGING.lock(), REGISTRAR.lock()));
 }
 
-fn after_fork() {
-    open_gate();
-    // SAFETY: `before_fork` locked them, on this thread.
+fn unlock() {
+    // SAFETY: `lock` locked them, on this thread.
     unsafe {
         REGISTRAR.force_unlock();
         CHANGING.force_unlock();
@@ -103,12 +100,19 @@ fn after_fork() {
     }
 }
 
+/// Before a fork, last of all: once faults have to wait, no lock must be waited for that a thread
+/// holds which a handler may have interrupted.
+fn stop_faults() {
+    // SAFETY: `lock`, which was installed before, locked it, on this thread.
+    close_gate(unsafe { &*REGISTRAR.data_ptr() }, current_thread());
+}
+
 fn in_child() {
     if STARTED.load(Ordering::Acquire) == 1 && rearm().is_err() {
         give_up();
     }
     mprotect::restart();
-    after_fork();
+    open_gate();
 }
 
 /// Opens a userfaultfd of the child's own and registers every region with it.
@@ -118,7 +122,7 @@ fn rearm() -> Result<()> {
     drop(unsafe { OwnedFd::from_raw_fd(inherited) });
     let own = Uffd::builder().features(Features::SIGBUS).open()?;
     set_descriptor(own.into_fd().into_raw_fd());
-    // SAFETY: `before_fork` locked it, on this thread, which is the only one.
+    // SAFETY: `lock` locked it, on this thread, which is the only one.
     let registrar = unsafe { &*REGISTRAR.data_ptr() };
     registrar.regions().filter(|region| is_registered(region)).try_for_each(|region| {
         let (start, len) = (region.address_of(0), region.pages << region.page_shift);

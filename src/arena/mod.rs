@@ -51,7 +51,9 @@ use registrar::{REGISTRAR, Seat};
 /// [`populate`](Self::populate) a range before the kernel gets it.
 ///
 /// Signal handlers may touch an arena as well. They must not call its methods, which may wait for a
-/// fault that the handler interrupted, nor fork.
+/// fault that the handler interrupted, nor fork. Where another thread forks, a first touch waits until
+/// that is over, and the C library's fork waits for its allocator's locks: a handler on top of malloc that
+/// touches an untouched page meanwhile never returns. Populate what such a handler needs.
 ///
 /// An arena is `Send` and `Sync`: what is in it is behind a raw pointer, and whoever accesses it
 /// answers for data races as with any memory.

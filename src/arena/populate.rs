@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::decode::Access;
 use crate::fault::fill::add;
 use crate::fault::ledger::Charge;
+use crate::fault::lend::is_exhausted;
 use crate::fault::region::Region;
 use crate::fault::resolve::{fill_whole, pause};
 use crate::fault::signals::SignalsBlocked;
@@ -21,6 +22,8 @@ enum Attempt {
     Done,
     /// Something was in the way that is about to go: look again.
     Again,
+    /// The budget is full of pages that are there, some of them maybe in lent chunks.
+    Exhausted,
 }
 
 /// How often a page may be found neither recorded nor installable before that is an error: another
@@ -75,10 +78,19 @@ impl Arena {
     fn populate_chunk(&self, index: usize, part: Range<usize>) -> Result<(), Cause> {
         // A whole chunk is owned while it is filled.
         let _blocked = SignalsBlocked::new();
-        for _ in 0..ATTEMPTS {
+        let mut attempts = ATTEMPTS;
+        while attempts > 0 {
             let attempt = self.as_filler(index, |region, chunk| fill_gaps(region, chunk, &part));
             match attempt {
-                Some(Ok(Attempt::Again)) => pause(10_000),
+                Some(Ok(Attempt::Again)) => {
+                    attempts -= 1;
+                    pause(10_000);
+                }
+                // Each such round recalls a chunk, or waits for somebody who does.
+                Some(Ok(Attempt::Exhausted)) if !is_exhausted(&self.pin()) => {}
+                Some(Ok(Attempt::Exhausted)) => {
+                    return Err(Cause::Kind(ErrorKind::BudgetExhausted));
+                }
                 Some(Ok(Attempt::Done)) | None => return Ok(()),
                 Some(Err(cause)) => return Err(cause),
             }
@@ -114,7 +126,7 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
             Charge::Promised(pages) => pages as usize,
             Charge::Pending => return Ok(Attempt::Again),
             Charge::Exhausted if chunk.is_present(start) => continue,
-            Charge::Exhausted => return Err(Cause::Kind(ErrorKind::BudgetExhausted)),
+            Charge::Exhausted => return Ok(Attempt::Exhausted),
         };
         match add(region, chunk, start..start + pages, Access::Write).stopped_by {
             None => {}

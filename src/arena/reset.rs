@@ -4,6 +4,7 @@ use super::Arena;
 use crate::error::Result;
 use crate::fault::bits::Snapshot;
 use crate::fault::region::Region;
+use crate::fault::signals::SignalsBlocked;
 use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
 use core::ptr;
@@ -59,7 +60,11 @@ impl Arena {
             if allowed == 0 {
                 break;
             }
+            // A handler that touched memory on top of this would wait for a fork of another thread's,
+            // which waits for this one to leave the chunk.
+            let blocked = SignalsBlocked::new();
             let plan = self.as_filler(index, |region, chunk| Plan::of(region, chunk, allowed));
+            drop(blocked);
             let Some(plan) = plan else { break };
             let pages = self.region().pages_of(index);
             // Outside of the chunk: should a page have been dropped behind our back, writing to it

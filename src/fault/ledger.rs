@@ -130,6 +130,13 @@ impl Ledger {
         (budget != UNBOUNDED).then(|| budget.saturating_sub(charged))
     }
 
+    /// Whether `budget` is full of pages that are there.
+    pub(crate) fn is_full(&self, budget: u64) -> bool {
+        // Acquire as in `charge`.
+        let account = self.account.load(Ordering::Acquire);
+        account >> PROMISED_SHIFT == 0 && account & CHARGED_MASK >= budget
+    }
+
     /// Whether `pages` more would fit into half of `budget`.
     pub(crate) fn is_roomy(&self, pages: u64, budget: u64) -> bool {
         let charged = self.account.load(Ordering::Relaxed) & CHARGED_MASK;

@@ -69,6 +69,14 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
 #[inline(always)]
 pub(crate) fn recall(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(), Errno> {
     take_back(region, chunk, keep)?;
+    let result = release_missing(region, chunk);
+    unmark(region, chunk.index);
+    result
+}
+
+/// Gives back the charges of those pages of a recalled chunk that are not there.
+#[inline(always)]
+fn release_missing(region: &Region, chunk: &Chunk<'_>) -> Result<(), Errno> {
     // Should the kernel not tell which pages are missing, they stay charged, and are installed
     // without another charge.
     let pagemap = Pagemap::open()?;
@@ -112,19 +120,39 @@ fn is_missing(region: &Region, pagemap: &Pagemap, page: usize) -> Result<bool, E
 }
 
 /// The first half of [`recall`], which is enough where every page is dropped next: the chunk's missing
-/// pages fault again, but all of them stay charged.
+/// pages fault again, but all of them stay charged. [`unmark`] it when they no longer are.
 #[inline(always)]
 pub(crate) fn take_back(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(), Errno> {
     register(region, chunk.index)?;
-    MAPPINGS.release(region.tables.lent_chunks(), chunk.index);
     chunk.state.set_recalled(keep);
     Ok(())
+}
+
+/// Marks a chunk as one that is not lent, as its owner. Only once what it was charged for has been
+/// given back: until then, whoever finds the budget full finds the mark, and waits.
+pub(crate) fn unmark(region: &Region, index: usize) {
+    // Pairs with the fence in `is_exhausted`: whoever misses the mark sees the charges gone.
+    fence(Ordering::Release);
+    MAPPINGS.release(region.tables.lent_chunks(), index);
+}
+
+/// Whether a refused charge is final: nothing is left to recall, and what was recalled meanwhile is
+/// used up.
+#[cold]
+#[inline(never)]
+pub(crate) fn is_exhausted(region: &Region) -> bool {
+    if region.lends && recall_any(region) {
+        return false;
+    }
+    // Pairs with the fences before a chunk's mark, or its bit in the summary, is taken away.
+    fence(Ordering::Acquire);
+    region.ledger.is_full(region.budget)
 }
 
 /// Takes back the next lent chunk of a region, whose budget is full, from the handler of a fault
 /// elsewhere. False if there is none.
 #[inline(always)]
-pub(crate) fn recall_any(region: &Region) -> bool {
+fn recall_any(region: &Region) -> bool {
     let Some(index) = next_lent(region, region.hand.load(Ordering::Relaxed)) else { return false };
     region.hand.store(index, Ordering::Relaxed);
     let Some(chunk) = region.tables.chunk(index) else { return false };
@@ -132,7 +160,14 @@ pub(crate) fn recall_any(region: &Region) -> bool {
         // Somebody is changing it: look again.
         return true;
     }
-    let recalled = !chunk.state.is_lent() || recall(region, &chunk, true).is_ok();
+    let recalled = match chunk.state.is_lent() {
+        true => recall(region, &chunk, true).is_ok(),
+        false => {
+            // A discard that failed half-way has left the mark.
+            unmark(region, index);
+            true
+        }
+    };
     chunk.state.release();
     recalled
 }

@@ -6,7 +6,7 @@ use super::decode::Access;
 use super::fill::{add, fill};
 use super::huge::fill_chunk;
 use super::ledger::Charge;
-use super::lend::{lend, recall_any};
+use super::lend::{is_exhausted, lend};
 use super::merge::merge_any;
 use super::protect;
 use super::region::{Counters, Region};
@@ -97,19 +97,12 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     region.leave(&chunk);
     match result {
         // Not while inside a chunk: another fault may be recalling that very one.
-        Err(Bound::Budget(_)) if recall_one(region) => Ok(()),
+        Err(Bound::Budget(_)) if !is_exhausted(region) => Ok(()),
         Err(Bound::OutOfMemory) if region.backend == Backend::Mprotect && merge_any(region) => {
             Ok(())
         }
         result => result,
     }
-}
-
-/// Takes back a lent chunk, if there is one.
-#[cold]
-#[inline(never)]
-fn recall_one(region: &Region) -> bool {
-    region.lends && recall_any(region)
 }
 
 /// Decides what to do, as a filler of the page's chunk. Kept out of the frame that the work is done

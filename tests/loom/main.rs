@@ -25,6 +25,7 @@ use fault::chunk::ChunkState;
 use fault::ledger::{Charge, Ledger};
 use fault::registry::{Entry, Lookup, Node, Registry};
 use loom::sync::Arc;
+use loom::sync::atomic::fence;
 use loom::thread;
 
 /// What an arena would be: loom notices if it is read while it is written or gone.
@@ -105,6 +106,26 @@ fn a_reused_entry_never_answers_for_its_old_address() {
         assert!(matches!(first, None | Some(7)));
         assert!(matches!(second, None | Some(8)));
         assert_eq!(read(&registry, SECOND), Some(8));
+    });
+}
+
+/// Two arenas, one after the other, at the same address and in the same entry.
+#[test]
+fn an_address_that_is_used_again_is_the_new_regions() {
+    loom::model(|| {
+        let (registry, seat) = (registry(), entry(7));
+        publish(&registry, FIRST, seat);
+        let reader = {
+            let registry = registry.clone();
+            thread::spawn(move || (read(&registry, FIRST), read(&registry, FIRST)))
+        };
+        retire(&registry, FIRST, seat);
+        // SAFETY: vacated; loom checks that nobody reads.
+        seat.value.with_mut(|value| unsafe { *value = Some(Value(8)) });
+        publish(&registry, FIRST, seat);
+        let (first, second) = reader.join().unwrap();
+        assert!(first != Some(8) || second == Some(8), "the old one came back: {second:?}");
+        assert_eq!(read(&registry, FIRST), Some(8));
     });
 }
 
@@ -239,6 +260,76 @@ fn two_discards_give_back_once() {
         discarder.join().unwrap();
         page.is_in_step();
         assert_eq!(page.ledger.balance().resident, 0);
+    });
+}
+
+/// What `fault::lend` does about a full budget: a lent chunk is charged one page that is not there, and
+/// its mark goes after that charge.
+struct Lent {
+    ledger: Ledger,
+    chunk: ChunkState,
+    mark: AtomicU64,
+}
+
+impl Lent {
+    /// As `recall` and `unmark`, by the chunk's owner.
+    fn recall(&self) {
+        if !self.chunk.claim() {
+            return;
+        }
+        if self.chunk.is_lent() {
+            self.chunk.set_recalled(true);
+            self.ledger.release(0, 1);
+            fence(Ordering::Release);
+            self.mark.fetch_and(0, Ordering::Relaxed);
+        }
+        self.chunk.release();
+    }
+
+    /// As `is_exhausted`, after a refusal.
+    fn is_exhausted(&self) -> bool {
+        if self.mark.load(Ordering::Relaxed) != 0 {
+            self.recall();
+            return false;
+        }
+        fence(Ordering::Acquire);
+        self.ledger.is_full(1)
+    }
+}
+
+#[test]
+fn nobody_dies_for_want_of_what_a_recall_gives_back() {
+    loom::model(|| {
+        let chunk = ChunkState(AtomicU32::new(0));
+        let lent = Arc::new(Lent { ledger: Ledger::new(), chunk, mark: AtomicU64::new(1) });
+        lent.chunk.set_lent();
+        assert_eq!(lent.ledger.charge(1, 1), Charge::Promised(1));
+        lent.ledger.settle(1, 0, 1);
+        let other = lent.clone();
+        let recaller = thread::spawn(move || other.recall());
+        if lent.ledger.charge(1, 1) == Charge::Exhausted {
+            assert!(!lent.is_exhausted(), "the chunk's charge was to be had");
+        }
+        recaller.join().unwrap();
+    });
+}
+
+#[test]
+fn lending_sees_a_lower_limit_or_is_seen() {
+    loom::model(|| {
+        let shared = Arc::new((AtomicU64::new(9), AtomicU64::new(0)));
+        let other = shared.clone();
+        let lender = thread::spawn(move || {
+            let (limit, mark) = &*other;
+            mark.fetch_or(1, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            limit.load(Ordering::Relaxed) == 9
+        });
+        let (limit, mark) = &*shared;
+        limit.swap(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let seen = mark.load(Ordering::Relaxed) != 0;
+        assert!(!lender.join().unwrap() || seen, "lent past the limit, and not recalled");
     });
 }
 
