@@ -21,5 +21,6 @@ check cargo test --release --test stack --test lending --test huge_pages --test 
 echo "-- with the tuning constants shrunk: see src/fault/tuning.rs"
 RUSTFLAGS="--cfg lacuna_shrunk" CARGO_TARGET_DIR=target/shrunk check cargo test \
     --test accounting --test address_space --test arena --test coexist --test contention \
-    --test fork --test huge_pages --test lending --test reset --test sparse_array --test violation \
+    --test fork --test fork_policies --test fork_unhooked --test huge_pages --test lending \
+    --test reset --test sparse_array --test violation \
     -- --test-threads=1

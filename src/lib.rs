@@ -11,6 +11,7 @@ mod fork;
 mod heap;
 mod lock;
 mod page;
+mod process;
 mod sparse;
 pub mod uffd;
 
@@ -19,6 +20,7 @@ pub use error::{Error, ErrorKind, Operation, Result};
 pub use fault::decode::Access;
 pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
 pub use fault::window::Window;
+pub use fork::OnFork;
 pub use heap::{ClassStats, Heap, HeapStats, Lacuna};
 pub use nix::errno::Errno;
 pub use page::page_size;

@@ -1,41 +1,40 @@
 //! What arenas share: the userfaultfd, the zeroes, the SIGBUS handler, the fork hooks. Made when
 //! the first arena is, and there until the process ends.
 
+use super::inherit;
 use super::mapping::Mapping;
 use super::registrar::{REGISTRAR, close_gate, open_gate};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
-use crate::fault::handler::current_thread;
 use crate::fault::lend::MAPPINGS;
-use crate::fault::region::Region;
 use crate::fault::source::Zeroes;
 use crate::fault::tuning::{MAPPINGS_SHARE, STAGING_SLOTS};
 use crate::fault::{STAGING, ZEROES, chain, handler, set_descriptor, uffd};
-use crate::fork::{self, Hooks, Layer};
-use crate::lock::Mutex;
+use crate::fork::{self, Hooks, Layer, current_thread};
 use crate::page::{CHUNK, page_size};
+use crate::process;
 use crate::uffd::{Features, Ioctls, RegisterMode, Uffd};
 use core::ptr;
 use nix::errno::Errno;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, IntoRawFd};
 
 /// 1 once everything is there.
 static STARTED: AtomicU32 = AtomicU32::new(0);
-/// Held by the thread that makes it.
-static STARTING: Mutex<()> = Mutex::new(());
 
 /// Makes sure that faults can be resolved.
 pub(crate) fn start() -> Result<()> {
     // Acquire pairs with the Release below.
     if STARTED.load(Ordering::Acquire) == 1 {
-        return Ok(());
+        return inherit::check(Operation::Reserve);
     }
-    let _starting = STARTING.lock();
+    // First, so that a fork waits for what follows. One that had begun before does not: its child
+    // finds the lock free, since the kernel empties the page that it is in, and either everything
+    // made, as a child that was forked without hooks, or makes it itself.
+    install_fork_hooks()?;
+    let _starting = process::here().map_err(hooks_error)?.starting.lock();
     if STARTED.load(Ordering::Relaxed) == 1 {
         return Ok(());
     }
-    // First, so that no fork copies the lock while it is held, but for one that is under way.
-    install_fork_hooks()?;
     let uffd = Uffd::builder().features(Features::SIGBUS).open()?;
     let zeroes = map_zeroes()?;
     let staging = Mapping::huge(STAGING_SLOTS * CHUNK)?;
@@ -47,6 +46,7 @@ pub(crate) fn start() -> Result<()> {
     core::mem::forget(staging);
     MAPPINGS.most.store(mappings_to_lend(), Ordering::Relaxed);
     set_descriptor(uffd.into_fd().into_raw_fd());
+    process::set_armed(true);
     STARTED.store(1, Ordering::Release);
     Ok(())
 }
@@ -112,79 +112,63 @@ fn exchange(action: &libc::sigaction) -> nix::Result<libc::sigaction> {
 /// the inherited descriptor still acts on the parent: the child needs one of its own.
 fn install_fork_hooks() -> Result<()> {
     static HOOKS: Hooks = Hooks { before: before_fork, in_parent: after_fork, in_child };
-    fork::install(Layer::Arenas, &HOOKS)
-        .map_err(|errno| Error::os(Operation::InstallForkHooks, errno))
+    fork::install(Layer::Arenas, &HOOKS).map_err(hooks_error)
 }
 
-fn before_fork() {
-    let starting = STARTING.lock();
+fn hooks_error(errno: Errno) -> Error {
+    Error::os(Operation::InstallForkHooks, errno)
+}
+
+fn before_fork() -> bool {
+    // A process that cannot use its arenas may have inherited the locks while somebody held them;
+    // its children cannot either, so there is nothing to do for them.
+    if STARTED.load(Ordering::Acquire) == 1 && !process::is_armed() {
+        return false;
+    }
+    let Ok(here) = process::here() else { return false };
+    let starting = here.starting.lock();
     let registrar = REGISTRAR.lock();
     close_gate(&registrar, current_thread());
     // Held until after the fork, on both sides.
     core::mem::forget((starting, registrar));
+    true
 }
 
 fn after_fork() {
     open_gate();
-    // SAFETY: `before_fork` locked them, on this thread.
+    // SAFETY: `before_fork` locked them, on this thread. In a child the kernel has set the second to
+    // free, which it stays.
     unsafe {
         REGISTRAR.force_unlock();
-        STARTING.force_unlock();
+        if let Ok(here) = process::here() {
+            here.starting.force_unlock();
+        }
     }
 }
 
 fn in_child() {
-    if STARTED.load(Ordering::Acquire) == 1 && rearm().is_err() {
-        give_up();
+    if STARTED.load(Ordering::Acquire) == 1 {
+        // SAFETY: `before_fork` locked it, on this thread, which is the only one.
+        inherit::rearm(unsafe { &*REGISTRAR.data_ptr() });
     }
     after_fork();
-}
-
-/// Opens a userfaultfd of the child's own and registers every region with it.
-fn rearm() -> Result<()> {
-    let inherited = uffd().as_fd().as_raw_fd();
-    // SAFETY: the descriptor is this process's copy, and from here on used by nobody.
-    drop(unsafe { OwnedFd::from_raw_fd(inherited) });
-    let own = Uffd::builder().features(Features::SIGBUS).open()?;
-    set_descriptor(own.into_fd().into_raw_fd());
-    // SAFETY: `before_fork` locked it, on this thread, which is the only one.
-    let registrar = unsafe { &*REGISTRAR.data_ptr() };
-    registrar.regions().filter(|region| is_lazy(region)).try_for_each(|region| {
-        let (start, len) = (region.address_of(0), region.pages << region.page_shift);
-        register(start, len).map(drop)
-    })
-}
-
-/// Whether the region is not a heap's, which the kernel fills by itself.
-fn is_lazy(region: &Region) -> bool {
-    // Relaxed: asked in a forked child, where no other thread is left that could change it.
-    region.handed_over.load(Ordering::Relaxed) == 0
-}
-
-/// Without a userfaultfd the child would read zeroes where a template should be. It may be about to
-/// call exec, so it lives, but its arenas can no longer be touched: that is a SIGSEGV.
-fn give_up() {
-    let message = b"lacuna: no userfaultfd in a forked child: its arenas cannot be accessed\n";
-    // SAFETY: the message is valid, the regions are mappings of ours, and the lock is held.
-    unsafe {
-        libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len());
-        for region in (*REGISTRAR.data_ptr()).regions().filter(|region| is_lazy(region)) {
-            let start = ptr::with_exposed_provenance_mut(region.address_of(0));
-            libc::mprotect(start, region.pages << region.page_shift, libc::PROT_NONE);
-        }
-    }
 }
 
 /// Has the kernel fill the missing pages of a reservation by itself.
 pub(crate) fn unregister(start: usize, len: usize) -> Result<()> {
     let address = ptr::with_exposed_provenance_mut(start);
     // SAFETY: the range is a reservation of ours, of zeroes.
-    unsafe { uffd().unregister(address, len) }
+    unsafe { own_uffd(Operation::Unregister)?.unregister(address, len) }
 }
 
 /// Has the kernel raise SIGBUS for the missing pages of a reservation.
 pub(crate) fn register(start: usize, len: usize) -> Result<Ioctls> {
     let address = ptr::with_exposed_provenance_mut(start);
     // SAFETY: the range is a reservation of ours.
-    unsafe { uffd().register(address, len, RegisterMode::MISSING) }
+    unsafe { own_uffd(Operation::Register)?.register(address, len, RegisterMode::MISSING) }
+}
+
+fn own_uffd(operation: Operation) -> Result<Uffd<BorrowedFd<'static>>> {
+    inherit::check(operation)?;
+    uffd().map_err(|errno| Error::os(operation, errno))
 }
