@@ -234,3 +234,35 @@ fn children_have_one_descriptor_their_own() {
         assert_eq!(userfaultfds(), 1);
     }));
 }
+
+/// Each time in a process that has no arena yet: one thread makes the first while another forks.
+#[test]
+fn forks_during_the_very_first_arena_hang_nowhere() {
+    let make = || {
+        let template = Template::repeat(&0x77u8).unwrap();
+        Arena::builder(1 << 30).template(template).reserve()
+    };
+    assert_success(&in_child("forks_during_the_very_first_arena_hang_nowhere", "fork", || {
+        for round in 0..200 {
+            fork(|| {
+                let go = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !go.load(Ordering::Relaxed) {
+                            std::hint::spin_loop();
+                        }
+                        assert_eq!(load(&make().unwrap(), 5), 0x77);
+                    });
+                    go.store(true, Ordering::Relaxed);
+                    (0..round * 100).for_each(|_| std::hint::spin_loop());
+                    fork(|| match make() {
+                        Ok(arena) => assert_eq!(load(&arena, 5), 0x77),
+                        // The fork began before the hooks were known, and ended after.
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::ForkedWithoutHooks),
+                    });
+                    assert_eq!(load(&make().unwrap(), 6), 0x77);
+                });
+            });
+        }
+    }));
+}
