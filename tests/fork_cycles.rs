@@ -78,7 +78,7 @@ impl World {
     fn check(&self, cycle: usize) {
         let mut rng = Rng(cycle as u64);
         for _ in 0..16 {
-            let page = rng.below(3) << 33 | rng.below(PAGES) * page_size();
+            let page = (rng.below(3) << 33) + rng.below(PAGES) * page_size();
             let byte = load(&self.repeated, page);
             assert!(byte == 1 || byte == 0x77, "{byte}");
             assert_eq!(load(&self.repeated, page + 1), 0x77);

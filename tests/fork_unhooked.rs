@@ -61,7 +61,7 @@ fn a_raw_clone_can_do_nothing_to_its_parent() {
             }
             assert_eq!(plain.limit(), plain.len());
             // SAFETY: the other copy is not dropped in this process.
-            let refused = Heap::new(unsafe { ptr::read(&spare) }).unwrap_err();
+            let refused = Heap::new(unsafe { ptr::read(&raw const spare) }).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::ForkedWithoutHooks);
             // What the parent had touched is there, unless it is not to be inherited.
             assert_eq!((load(&plain, CHUNK), load(&others[0], 0), load(&others[1], 0)), (9, 0, 0));
