@@ -152,6 +152,18 @@ pub enum ErrorKind {
     AlternateStackInArena,
     /// The thread runs on a stack in an arena, and has no alternate signal stack.
     NoAlternateStack,
+    /// A heap needs an arena that forked children inherit
+    /// ([`OnFork::Inherit`](crate::OnFork::Inherit)).
+    MustBeInherited,
+    /// This is a forked child, which must not touch the arena
+    /// ([`OnFork::Forbid`](crate::OnFork::Forbid)).
+    NotInherited,
+    /// This process was forked without the C library's fork hooks, by a raw clone(2): arenas do not
+    /// work in it. See [`Arena`](crate::Arena).
+    ForkedWithoutHooks,
+    /// This process is a forked child that could not open a userfaultfd of its own, or one of its
+    /// children: arenas do not work in it.
+    NotRearmed,
 }
 
 impl ErrorKind {
@@ -184,6 +196,15 @@ impl ErrorKind {
             Self::AlternateStackTooSmall => "the alternate signal stack is too small",
             Self::AlternateStackInArena => "the alternate signal stack lies in an arena",
             Self::NoAlternateStack => "its stack lies in an arena, and there is no alternate one",
+            Self::MustBeInherited => "a heap needs an arena that forked children inherit",
+            Self::NotInherited => "a forked child must not touch this arena",
+            Self::ForkedWithoutHooks => {
+                "this process was forked without the C library's fork hooks (raw clone), so arenas \
+                 do not work in it"
+            }
+            Self::NotRearmed => {
+                "this forked process could not open a userfaultfd, so arenas do not work in it"
+            }
         }
     }
 }
@@ -327,6 +348,11 @@ impl Error {
             (_, ErrorKind::Unsupported, _) => {
                 "arenas need Linux 5.14 or later with userfaultfd's SIGBUS mode"
             }
+            (_, ErrorKind::ForkedWithoutHooks, _) => "use fork(3), or posix_spawn(3), or call exec",
+            (_, ErrorKind::NotRearmed, _) => {
+                "before it forks, the parent needs a free descriptor (ulimit -n) and userfaultfd \
+                 allowed"
+            }
             (_, ErrorKind::Conflict, _) => {
                 "in SIGBUS mode no events are queued, so EVENT_* features would never be read and \
                  would make fork, mremap and madvise wait for ever"
@@ -372,7 +398,11 @@ impl From<Error> for std::io::Error {
         let kind = match (error.kind, error.errno) {
             (_, Some(errno)) => Self::from_raw_os_error(errno as i32).kind(),
             (ErrorKind::BudgetExhausted, None) => Io::OutOfMemory,
-            (ErrorKind::Unsupported, None) => Io::Unsupported,
+            (
+                ErrorKind::Unsupported | ErrorKind::ForkedWithoutHooks | ErrorKind::NotRearmed,
+                None,
+            ) => Io::Unsupported,
+            (ErrorKind::NotInherited, None) => Io::PermissionDenied,
             _ => Io::InvalidInput,
         };
         Self::new(kind, error)

@@ -18,6 +18,8 @@ pub(crate) struct RawFutex(AtomicU32);
 
 /// A mutex over [`RawFutex`], with lock_api's guards.
 pub(crate) type Mutex<T> = lock_api::Mutex<RawFutex, T>;
+/// Its guard.
+pub(crate) type MutexGuard<'a, T> = lock_api::MutexGuard<'a, RawFutex, T>;
 
 // SAFETY: the word leaves FREE only in `try_lock` and `lock_slow`, by operations that saw FREE, so
 // one owner exists at a time; it returns to FREE only in `unlock`, by that owner.

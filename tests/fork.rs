@@ -4,29 +4,16 @@
 
 mod support;
 
-use lacuna::{Arena, Template, page_size};
-use std::process::Command;
+use lacuna::{Arena, ErrorKind, SparseArray, Template, page_size};
+use std::io::{Read, Write};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
-use support::{Watchdog, arena_rss, assert_success, discard, in_child, load, store};
-
-/// Forks, runs `child` there and asserts that it succeeds.
-#[track_caller]
-fn fork(child: impl FnOnce()) {
-    // SAFETY: the child runs the closure and exits without unwinding into the test harness.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0, "{}", std::io::Error::last_os_error());
-    if pid == 0 {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(child));
-        // SAFETY: ends the child without running anything of the parent's.
-        unsafe { libc::_exit(i32::from(result.is_err())) };
-    }
-    let mut status = 0;
-    // SAFETY: the child is ours, and waited for once.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert_eq!(status, 0, "the child failed");
-}
+use support::fork::fork;
+use support::{
+    Watchdog, arena_rss, assert_success, bytes, discard, file_of, in_child, load, noise,
+    numbered_pages, store,
+};
 
 fn templated(budget: usize) -> Arena {
     let template = Template::repeat(&0x77u8).unwrap();
@@ -48,7 +35,8 @@ fn children_have_templates_contents_budgets_and_counters_of_their_own() {
                 store(&arena, 0, 2);
                 (0..98).for_each(|page| store(&arena, (1 << 35) + page * page_size(), 3));
                 assert_eq!(arena.stats().budget_left(), Some(0));
-                assert_eq!(arena.populate(0..2 * page_size()).unwrap_err().errno(), None);
+                let refused = arena.populate(0..2 * page_size()).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::BudgetExhausted);
                 assert_eq!(arena_rss(&arena), budget);
                 // A grandchild, and making and dropping arenas.
                 discard(&arena, 0..page_size());
@@ -131,15 +119,154 @@ fn check(arena: &Arena) {
     assert_eq!(arena.stats().resident_bytes, arena_rss(arena));
 }
 
+/// Every kind of template, with what its first pages contain.
+fn templates() -> Vec<(Template, Vec<u8>)> {
+    let len = 6 * page_size() + 100;
+    let with_zeroes = |mut content: Vec<u8>| {
+        content.resize(8 * page_size(), 0);
+        content
+    };
+    let image = noise(len, 1);
+    let file = noise(len, 2);
+    let numbers: Vec<u8> = (0..8u64)
+        .flat_map(|page| (0..page_size() as u64 / 8).map(move |word| page << 16 | word))
+        .flat_map(u64::to_ne_bytes)
+        .collect();
+    let pattern = [1u8, 2, 3, 4, 5];
+    let repeated = pattern.iter().copied().cycle().take(8 * page_size()).collect();
+    vec![
+        (Template::zero(), with_zeroes(Vec::new())),
+        (Template::repeat(&pattern).unwrap(), repeated),
+        (Template::bytes(&image).unwrap(), with_zeroes(image)),
+        (Template::file(&file_of(&file)).unwrap(), with_zeroes(file)),
+        (numbered_pages(), numbers),
+    ]
+}
+
 #[test]
-fn commands_run_while_arenas_live() {
-    let arena = templated(usize::MAX);
-    store(&arena, 0, 1);
-    for _ in 0..20 {
-        assert!(Command::new("true").status().unwrap().success());
-        store(&arena, 1 << 21, 2);
-    }
-    assert_eq!((load(&arena, 0), load(&arena, 1)), (1, 0x77));
+fn every_kind_of_template_is_whole_in_children_and_their_children() {
+    let name = "every_kind_of_template_is_whole_in_children_and_their_children";
+    assert_success(&in_child(name, "fork", || {
+        for (template, content) in templates() {
+            let arena = Arena::builder(1 << 40).template(template).reserve().unwrap();
+            let page = |index: usize| index * page_size()..(index + 1) * page_size();
+            store(&arena, 0, 99);
+            let check = |pages: std::ops::Range<usize>| {
+                assert_eq!(load(&arena, 0), 99);
+                for index in pages {
+                    assert_eq!(bytes(&arena, page(index)), content[page(index)]);
+                }
+            };
+            fork(|| {
+                fork(|| check(1..8));
+                check(1..4);
+                fork(|| check(1..8));
+                // A page that was written comes back to the template here as well.
+                discard(&arena, page(0));
+                assert_eq!(bytes(&arena, page(0)), content[page(0)]);
+            });
+            check(1..8);
+        }
+    }));
+}
+
+#[test]
+fn neither_side_sees_what_the_other_does() {
+    assert_success(&in_child("neither_side_sees_what_the_other_does", "fork", || {
+        let arena = templated(usize::MAX);
+        let mut array = SparseArray::filled(1 << 30, 5u32).unwrap();
+        store(&arena, 0, 1);
+        array[7] = 6;
+        let before = (arena.stats(), arena.populated().collect::<Vec<_>>());
+        let (mut go, mut start) = std::io::pipe().unwrap();
+        let (mut went, mut done) = std::io::pipe().unwrap();
+        let parent = std::thread::scope(|scope| {
+            let parent = scope.spawn(|| {
+                // The child has touched what it wants to.
+                went.read_exact(&mut [0]).unwrap();
+                assert_eq!((arena.stats(), arena.populated().collect::<Vec<_>>()), before);
+                assert_eq!(arena_rss(&arena), before.0.resident_bytes);
+                (1..64).for_each(|chunk| store(&arena, chunk << 21, 3));
+                start.write_all(&[0]).unwrap();
+            });
+            fork(|| {
+                assert_eq!((arena.stats(), arena.populated().collect::<Vec<_>>()), before);
+                store(&arena, 0, 2);
+                (0..64).for_each(|chunk| store(&arena, (1 << 39) + (chunk << 21), 2));
+                (array[7], array[1 << 29]) = (8, 8);
+                assert_eq!(array.populated().count(), 2);
+                array.reset().unwrap();
+                assert_eq!((array[7], array[1 << 29]), (5, 5));
+                done.write_all(&[0]).unwrap();
+                go.read_exact(&mut [0]).unwrap();
+                // Whatever the parent does now, this is the child's memory.
+                (1..64).for_each(|chunk| assert_eq!(load(&arena, chunk << 21), 0x77));
+                assert_eq!(arena.stats().resident_bytes, arena_rss(&arena));
+            });
+            parent.join()
+        });
+        parent.unwrap();
+        assert_eq!(
+            (load(&arena, 0), load(&arena, 1 << 39), array[7], array[1 << 29]),
+            (1, 0x77, 6, 5)
+        );
+        assert_eq!(arena.stats().resident_bytes, arena_rss(&arena));
+    }));
+}
+
+/// The userfaultfds that are open in this process.
+fn userfaultfds() -> usize {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap();
+    let targets = links.filter_map(|link| std::fs::read_link(link.unwrap().path()).ok());
+    targets.filter(|target| target.to_string_lossy().contains("[userfaultfd]")).count()
+}
+
+#[test]
+fn children_have_one_descriptor_their_own() {
+    assert_success(&in_child("children_have_one_descriptor_their_own", "fork", || {
+        let arena = templated(usize::MAX);
+        assert_eq!(userfaultfds(), 1);
+        fork(|| {
+            assert_eq!(userfaultfds(), 1);
+            fork(|| assert_eq!((userfaultfds(), load(&arena, 9)), (1, 0x77)));
+            drop(arena);
+            drop(templated(usize::MAX));
+            assert_eq!(userfaultfds(), 1);
+        });
+        assert_eq!(userfaultfds(), 1);
+    }));
+}
+
+/// Each time in a process that has no arena yet: one thread makes the first while another forks.
+#[test]
+fn forks_during_the_very_first_arena_hang_nowhere() {
+    let make = || {
+        let template = Template::repeat(&0x77u8).unwrap();
+        Arena::builder(1 << 30).template(template).reserve()
+    };
+    assert_success(&in_child("forks_during_the_very_first_arena_hang_nowhere", "fork", || {
+        for round in 0..200 {
+            fork(|| {
+                let go = AtomicBool::new(false);
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        while !go.load(Ordering::Relaxed) {
+                            std::hint::spin_loop();
+                        }
+                        assert_eq!(load(&make().unwrap(), 5), 0x77);
+                    });
+                    go.store(true, Ordering::Relaxed);
+                    (0..round * 100).for_each(|_| std::hint::spin_loop());
+                    fork(|| match make() {
+                        Ok(arena) => assert_eq!(load(&arena, 5), 0x77),
+                        // The fork began before the hooks were known, and ended after.
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::ForkedWithoutHooks),
+                    });
+                    assert_eq!(load(&make().unwrap(), 6), 0x77);
+                });
+            });
+        }
+    }));
 }
 
 /// A handler that touches an arena, on top of a reset, while another thread forks: the fork waits for

@@ -3,7 +3,7 @@
 use super::mapping::{Layout, Mapping};
 use super::registrar::REGISTRAR;
 use super::template::Template;
-use super::{Arena, choice, engine, mprotect};
+use super::{Arena, choice, engine, inherit, mprotect};
 use crate::atomic::{AtomicU32, AtomicUsize};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
@@ -13,6 +13,7 @@ use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
 use crate::fault::tuning::PAGE_BUFFERS;
 use crate::fault::window::Window;
+use crate::fork::OnFork;
 use crate::page::{CHUNK, page_shift, page_size, round_up};
 use crate::uffd::Ioctls;
 
@@ -33,6 +34,7 @@ pub struct ArenaBuilder<'a> {
     lending: bool,
     keep_resident: usize,
     backend: Option<Backend>,
+    on_fork: OnFork,
 }
 
 impl<'a> ArenaBuilder<'a> {
@@ -48,6 +50,7 @@ impl<'a> ArenaBuilder<'a> {
             lending: true,
             keep_resident: 0,
             backend: None,
+            on_fork: OnFork::Inherit,
         }
     }
 
@@ -138,6 +141,38 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
+    /// What a forked child gets of the arena; [`OnFork::Inherit`] by default. It holds for the
+    /// child's children as well: they get of the child's arena what the child got of this one.
+    ///
+    /// The kernel empties what is not inherited (madvise(2) MADV_WIPEONFORK, since Linux 4.14).
+    /// A [`Heap`](crate::Heap) needs an arena that is inherited, since what a child inherits in any
+    /// case, its own variables, leads to the heap's blocks.
+    ///
+    /// ```
+    /// let scratch = lacuna::Arena::builder(1 << 30)
+    ///     .template(lacuna::Template::repeat(&7u8)?)
+    ///     .on_fork(lacuna::OnFork::Wipe)
+    ///     .reserve()?;
+    /// // SAFETY: the first byte is the arena's, and nobody holds a reference to it; the child only
+    /// // reads it, and exits.
+    /// unsafe {
+    ///     scratch.as_ptr().write(1);
+    ///     let child = libc::fork();
+    ///     if child == 0 {
+    ///         libc::_exit(i32::from(scratch.as_ptr().read()));
+    ///     }
+    ///     let mut status = 0;
+    ///     libc::waitpid(child, &raw mut status, 0);
+    ///     assert_eq!(libc::WEXITSTATUS(status), 7);
+    ///     assert_eq!(scratch.as_ptr().read(), 1);
+    /// }
+    /// # Ok::<(), lacuna::Error>(())
+    /// ```
+    pub const fn on_fork(mut self, what: OnFork) -> Self {
+        self.on_fork = what;
+        self
+    }
+
     /// Reserves the arena. It costs address space, a few system calls whatever its size, and no
     /// memory to speak of.
     ///
@@ -155,6 +190,8 @@ impl<'a> ArenaBuilder<'a> {
     ///   be written.
     /// - [`ErrorKind::Os`] with [`Operation::Map`]: the address space is not to be had.
     /// - [`ErrorKind::Unsupported`]: the kernel is older than 5.14.
+    /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: this process is a child in
+    ///   which arenas do not work; see [`Arena`].
     ///
     /// ```
     /// let arena = lacuna::Arena::builder(1 << 40)
@@ -176,6 +213,7 @@ impl<'a> ArenaBuilder<'a> {
         let (buffers, source) = self.source()?;
         let reservation = Mapping::reserve(layout.total)?;
         let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
+        inherit::prepare(self.on_fork, &reservation, offset, layout.len, &tables)?;
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
         let moves = match backend {
@@ -209,6 +247,9 @@ impl<'a> ArenaBuilder<'a> {
             handed_over: AtomicU32::new(0),
             hand: AtomicUsize::new(0),
             limit: AtomicUsize::new(settings.limit),
+            on_fork: self.on_fork,
+            forbidden: AtomicU32::new(0),
+            mappings: AtomicUsize::new(0),
             // SAFETY: the mapping is zeroed, page-aligned, as large as the layout says, and goes
             // after the region does.
             tables: unsafe { Tables::new(tables.base(), tables_layout) },

@@ -2,12 +2,12 @@
 
 use super::Arena;
 use crate::fault::REGISTRY;
-use crate::fault::handler::current_thread;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
 use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
+use crate::fork::current_thread;
 
 impl Arena {
     /// Holds on to the region, as a fault does: a fork in another thread waits for it, and is

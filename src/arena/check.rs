@@ -5,9 +5,9 @@ use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::REGISTRY;
 use crate::fault::chain::{disposition, layer_of};
-use crate::fault::handler::current_thread;
 use crate::fault::registry::Lookup;
 use crate::fault::signals::{Signal, bit, mask};
+use crate::fork::current_thread;
 use core::mem;
 use core::ptr;
 

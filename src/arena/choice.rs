@@ -1,6 +1,6 @@
 //! Which backend an arena gets.
 
-use super::{engine, mprotect};
+use super::{engine, inherit, mprotect};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
@@ -15,6 +15,9 @@ static DENIED: AtomicU32 = AtomicU32::new(0);
 /// Starts the backend that was asked for, by the program or else by the environment; without either,
 /// the better one of those that the system allows.
 pub(super) fn start(asked: Option<Backend>) -> Result<Backend> {
+    if engine::is_started() || mprotect::is_started() {
+        inherit::check(Operation::Reserve)?;
+    }
     let wanted = match asked {
         None => named()?,
         asked => asked,

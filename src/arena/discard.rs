@@ -1,6 +1,6 @@
 //! Giving pages back.
 
-use super::Arena;
+use super::{Arena, inherit};
 use crate::Errno;
 use crate::error::{Error, Operation, Result};
 use crate::fault::backend::Backend;
@@ -25,6 +25,8 @@ impl Arena {
     ///   [`ErrorKind::Unaligned`](crate::ErrorKind::Unaligned): no such range.
     /// - [`ErrorKind::Os`](crate::ErrorKind::Os) with `EINVAL`: part of the range is locked in
     ///   memory (mlock(2)); what lies before it was discarded.
+    /// - [`ErrorKind::ForkedWithoutHooks`](crate::ErrorKind::ForkedWithoutHooks),
+    ///   [`ErrorKind::NotRearmed`](crate::ErrorKind::NotRearmed): see [`Arena`].
     ///
     /// # Safety
     /// The content of the range changes: no reference to memory in it may be alive, and what is
@@ -42,6 +44,7 @@ impl Arena {
     /// # Ok::<(), lacuna::Error>(())
     /// ```
     pub unsafe fn discard(&self, range: Range<usize>) -> Result<()> {
+        inherit::check(Operation::Discard)?;
         let pages = self.pages(Operation::Discard, &range)?;
         let _blocked = SignalsBlocked::new();
         let chunk_pages = self.region().chunk_pages();

@@ -5,6 +5,7 @@ use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::ledger::Ledger;
 use crate::fault::region::Name;
 use crate::fault::source::Source;
+use crate::fork::OnFork;
 use crate::page::CHUNK;
 use core::ptr::NonNull;
 
@@ -25,7 +26,11 @@ impl Arena {
     /// Empties the arena and has the kernel fill it from here on, without a signal and without regard
     /// to the budget, which is the caller's to keep.
     pub(crate) fn hand_over(&self) -> Result<HandedOver> {
+        self.check_inherited(Operation::Heap)?;
         let region = self.region();
+        if region.on_fork != OnFork::Inherit {
+            return Err(Error::new(Operation::Heap, ErrorKind::MustBeInherited));
+        }
         if !matches!(region.source, Source::Zero) {
             return Err(Error::new(Operation::Heap, ErrorKind::TemplateNotZero));
         }

@@ -120,6 +120,11 @@ impl Mapping {
         }
     }
 
+    /// Has a forked child find `len` bytes at `offset` empty (since Linux 4.14).
+    pub(crate) fn wipe_on_fork(&self, offset: usize, len: usize) -> Result<()> {
+        self.advise(offset, len, libc::MADV_WIPEONFORK)
+    }
+
     fn advise(&self, offset: usize, len: usize, advice: c_int) -> Result<()> {
         let start = self.at(offset, len)?;
         // SAFETY: the range lies in this mapping; the advice changes no content.

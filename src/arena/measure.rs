@@ -1,6 +1,6 @@
 //! Asking the kernel what is memory.
 
-use super::{Arena, Stats};
+use super::{Arena, Stats, inherit};
 use crate::Errno;
 use crate::error::{Error, Operation, Result};
 use crate::fault::lend::reconcile;
@@ -17,7 +17,9 @@ impl Arena {
     /// a forked child; such pages stay lent until the child is gone.
     ///
     /// # Errors
-    /// [`ErrorKind::Os`](crate::ErrorKind::Os): `/proc/self/pagemap` cannot be read.
+    /// - [`ErrorKind::Os`](crate::ErrorKind::Os): `/proc/self/pagemap` cannot be read.
+    /// - [`ErrorKind::ForkedWithoutHooks`](crate::ErrorKind::ForkedWithoutHooks),
+    ///   [`ErrorKind::NotRearmed`](crate::ErrorKind::NotRearmed): see [`Arena`].
     ///
     /// ```
     /// let arena = lacuna::Arena::builder(1 << 30).reserve()?;
@@ -32,6 +34,7 @@ impl Arena {
     /// # Ok::<(), lacuna::Error>(())
     /// ```
     pub fn measure(&self) -> Result<Stats> {
+        inherit::check(Operation::Measure)?;
         let error = |errno: Errno| Error::os(Operation::Measure, errno);
         self.measure_with(&Pagemap::open().map_err(error)?).map_err(error)
     }

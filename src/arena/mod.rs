@@ -8,6 +8,7 @@ mod discard;
 mod engine;
 mod front;
 mod hand_over;
+mod inherit;
 mod mapping;
 mod measure;
 mod mprotect;
@@ -54,6 +55,20 @@ use registrar::{REGISTRAR, Seat};
 /// fault that the handler interrupted, nor fork. Where another thread forks, a first touch waits until
 /// that is over, and the C library's fork waits for its allocator's locks: a handler on top of malloc that
 /// touches an untouched page meanwhile never returns. Populate what such a handler needs.
+///
+/// # Forked children
+/// A child of fork(3) gets of each arena what [`ArenaBuilder::on_fork`] says: a copy by default, with a
+/// budget and counters of its own. It needs a descriptor for that; if it cannot have one, it is told
+/// so on stderr, a touch of an arena is a SIGSEGV, and methods fail with [`ErrorKind::NotRearmed`].
+///
+/// Children that share the memory until they call exec (vfork(2), posix_spawn(3), and so
+/// [`Command`](std::process::Command)) share the arenas as well.
+///
+/// A child with a copy of the memory that is made **without the C library's fork hooks** (a raw
+/// clone(2), or glibc's `_Fork`) cannot use arenas. Methods fail with
+/// [`ErrorKind::ForkedWithoutHooks`], and nothing the child does reaches its parent. But the kernel
+/// raises no signal there: pages that the parent had not touched **read as zeroes**, whatever the
+/// template, and nothing can notice. Such a child should call exec or exit.
 ///
 /// An arena is `Send` and `Sync`: what is in it is behind a raw pointer, and whoever accesses it
 /// answers for data races as with any memory.
@@ -131,8 +146,10 @@ impl Arena {
     /// are recalled.
     ///
     /// # Errors
-    /// [`ErrorKind::LimitPastLength`]: the arena is shorter. [`ErrorKind::Os`]: the limit is lower
-    /// now, but a lent chunk past it could not be recalled.
+    /// - [`ErrorKind::LimitPastLength`]: the arena is shorter.
+    /// - [`ErrorKind::Os`]: the limit is lower now, but a lent chunk past it could not be recalled.
+    /// - [`ErrorKind::NotInherited`]: a forked child must not touch the arena, whose limit is 0 there.
+    /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: see [`Arena`].
     ///
     /// ```
     /// let memory = lacuna::Arena::builder(8 << 30).limit(64 << 10).reserve()?;
@@ -141,6 +158,7 @@ impl Arena {
     /// # Ok::<(), lacuna::Error>(())
     /// ```
     pub fn set_limit(&self, bytes: usize) -> Result<()> {
+        self.check_inherited(Operation::SetLimit)?;
         let error = Error::new(Operation::SetLimit, ErrorKind::LimitPastLength).value(bytes);
         let pages = builder::limit_pages(bytes, self.len()).ok_or(error)?;
         // Relaxed: see `Region::limit`.
@@ -186,6 +204,15 @@ impl Arena {
         region.expect("an arena's region is published for as long as the arena lives")
     }
 
+    /// Fails where no page of the arena may appear.
+    fn check_inherited(&self, operation: Operation) -> Result<()> {
+        inherit::check(operation)?;
+        match self.region().is_forbidden() {
+            true => Err(Error::new(operation, ErrorKind::NotInherited)),
+            false => Ok(()),
+        }
+    }
+
     /// `range` in pages, checked.
     fn pages(&self, operation: Operation, range: &Range<usize>) -> Result<Range<usize>> {
         let error = |kind| Err(Error::new(operation, kind).range(range.start, range.end));
@@ -202,9 +229,18 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        if inherit::check(Operation::Reserve).is_err() {
+            // Nobody may be left to unlock it; then the handler goes on taking these addresses for
+            // an arena's, and every signal there for a violation.
+            if let Some(mut registrar) = REGISTRAR.try_lock() {
+                registrar.abandon(self.base.as_ptr().addr(), self.span);
+            }
+            return;
+        }
+        let mut registrar = REGISTRAR.lock();
         lend::forget(self.region());
         // SAFETY: the seat came from `publish`, with this span, and the arena is dropped once.
-        unsafe { REGISTRAR.lock().retire(self.seat, self.span) };
+        unsafe { registrar.retire(self.seat, self.span) };
     }
 }
 

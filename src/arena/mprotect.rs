@@ -1,6 +1,6 @@
 //! What arenas without userfaultfd share: the SIGSEGV handler, and `/proc/self/mem`.
 
-use super::engine::{STARTING, install_fork_hooks, set_mappings_to_lend};
+use super::engine::{begin, set_mappings_to_lend};
 use super::front::{install_handler, undo_reset};
 use super::mapping::Mapping;
 use crate::atomic::{AtomicU32, Ordering};
@@ -10,6 +10,7 @@ use crate::fault::protect;
 use crate::fault::region::Region;
 use crate::fault::signals::Signal;
 use crate::page::page_size;
+use crate::process;
 use crate::sys::{self, seam::Call};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -18,16 +19,19 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 /// 1 once everything is there.
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
+/// Whether there are arenas without userfaultfd, in this process or in the one that it was forked from.
+pub(super) fn is_started() -> bool {
+    // Acquire pairs with the Release in `start`.
+    STARTED.load(Ordering::Acquire) == 1
+}
+
 /// Makes sure that faults can be resolved.
 pub(super) fn start() -> Result<()> {
-    // Acquire pairs with the Release below.
-    if STARTED.load(Ordering::Acquire) == 1 {
+    if is_started() {
         return undo_reset();
     }
-    // First, so that no fork copies the lock while it is held, but for one that is under way.
-    install_fork_hooks()?;
-    let _starting = STARTING.lock();
-    if STARTED.load(Ordering::Relaxed) == 1 {
+    let _starting = begin()?;
+    if is_started() {
         return Ok(());
     }
     if !TELLS_FETCHES {
@@ -36,13 +40,14 @@ pub(super) fn start() -> Result<()> {
     }
     install_handler(Signal::Segv)?;
     set_mappings_to_lend();
+    process::set_armed(true);
     STARTED.store(1, Ordering::Release);
     Ok(())
 }
 
 /// Makes sure that pages can be written before they are accessible; only zeroes need not be.
 pub(super) fn start_writing() -> Result<()> {
-    let _starting = STARTING.lock();
+    let _starting = begin()?;
     if protect::has_memory() {
         return Ok(());
     }

@@ -45,6 +45,8 @@ impl Arena {
     /// - [`ErrorKind::BudgetExhausted`]: the budget has no room for it.
     /// - [`ErrorKind::TemplateUnreadable`]: the template's file shrank or its device failed.
     /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory.
+    /// - [`ErrorKind::NotInherited`]: a forked child must not touch the arena.
+    /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: see [`Arena`].
     ///
     /// ```
     /// let arena = lacuna::Arena::builder(1 << 30).reserve()?;
@@ -53,6 +55,7 @@ impl Arena {
     /// # Ok::<(), lacuna::Error>(())
     /// ```
     pub fn populate(&self, range: Range<usize>) -> Result<()> {
+        self.check_inherited(Operation::Populate)?;
         let pages = self.pages(Operation::Populate, &range)?;
         let error = |kind| Error::new(Operation::Populate, kind).range(range.start, range.end);
         if pages.end > self.region().limit() {

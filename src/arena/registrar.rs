@@ -79,6 +79,18 @@ impl Registrar {
         unsafe { self.vacate(seat) };
     }
 
+    /// Undoes [`publish`](Self::publish) in a process that has inherited the registry in whatever
+    /// state it was: no pin can be waited for there, so the seat is not used again.
+    pub(crate) fn abandon(&mut self, base: usize, span: usize) {
+        REGISTRY.unpublish(base..base + span);
+    }
+
+    /// Takes back the pins of the parent's other threads, in a forked child. The gate was closed:
+    /// none of them holds.
+    pub(crate) fn forget_pins(&self) {
+        self.entries().for_each(Entry::forget_pins);
+    }
+
     /// Waits until no pin is left on the entry, and makes its seat vacant.
     ///
     /// # Safety

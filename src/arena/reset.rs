@@ -1,7 +1,7 @@
 //! Coming back to the template: some pages restored in place, the others given back.
 
-use super::Arena;
-use crate::error::Result;
+use super::{Arena, inherit};
+use crate::error::{Operation, Result};
 use crate::fault::bits::Snapshot;
 use crate::fault::region::Region;
 use crate::fault::signals::SignalsBlocked;
@@ -41,6 +41,7 @@ impl Arena {
     /// # Ok::<(), lacuna::Error>(())
     /// ```
     pub unsafe fn reset(&self) -> Result<()> {
+        inherit::check(Operation::Discard)?;
         // SAFETY: as the caller promises.
         unsafe {
             let restored = self.restore()?;

@@ -109,6 +109,10 @@ impl Step {
 /// One system call's worth of pages from `page` on, at most `left`.
 #[inline(never)]
 fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
+    let uffd = match uffd() {
+        Ok(uffd) => uffd,
+        Err(errno) => return Step { pages: 0, lent: false, stopped_by: Some(errno) },
+    };
     let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);
     let step = |progress: Progress, lent| Step {
@@ -119,12 +123,12 @@ fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
     let copy = |from: *const u8, pages: usize| {
         // SAFETY: the target lies in a reservation of ours, whose absent pages promise this
         // content; the source is memory of a template, at least as long.
-        step(unsafe { uffd().copy(target, from, bytes(pages), CopyMode::DONTWAKE) }, false)
+        step(unsafe { uffd.copy(target, from, bytes(pages), CopyMode::DONTWAKE) }, false)
     };
     match region.source.at(page, region.page_shift) {
         Content::Zero if access == Access::Read => {
             // SAFETY: as above, and the content is zero.
-            step(unsafe { uffd().zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
+            step(unsafe { uffd.zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
         }
         Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
         Content::Bytes { from, pages } => copy(from, left.min(pages)),

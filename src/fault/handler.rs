@@ -7,6 +7,8 @@ use super::registry::Lookup;
 use super::signals::{RAISED, Signal, SignalsBlocked};
 use super::violation::{self, Bound, Violation};
 use super::{REGISTRY, chain, resolve};
+use crate::fork::current_thread;
+use crate::process;
 use core::mem;
 use libc::{c_int, c_void, siginfo_t};
 use nix::errno::Errno;
@@ -157,6 +159,8 @@ unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void)
     let region = match REGISTRY.pin(address, current_thread) {
         Lookup::Found(region) => region,
         Lookup::Nothing => return false,
+        // In a child whose fork nobody told us of, the answer may never change.
+        Lookup::Retry if !process::is_armed() => return false,
         Lookup::Retry => {
             // An arena is going, or a fork is about to happen: neither takes long.
             resolve::pause(10_000);
@@ -170,7 +174,13 @@ unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void)
     let Some(page) = region.page_of(address) else { return false };
     // SAFETY: as the caller promises.
     let access: Access = unsafe { access(context) };
-    if let Err(bound) = resolve::resolve(&region, page, access) {
+    // In a process that has inherited the region without its userfaultfd, what the handler would
+    // install would go to the parent.
+    let result = match process::is_armed() {
+        true => resolve::resolve(&region, page, access),
+        false => Err(Bound::ForkedWithoutHooks),
+    };
+    if let Err(bound) = result {
         violate(signal, &region, address, access, bound);
     }
     true
@@ -181,10 +191,4 @@ unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void)
 #[inline(never)]
 fn violate(signal: Signal, region: &Region, address: usize, access: Access, bound: Bound) {
     violation::die(signal, &Violation::new(region, address, access, bound));
-}
-
-/// gettid(2), the number that the gate of the registry knows a thread by.
-pub(crate) fn current_thread() -> u32 {
-    // SAFETY: gettid has no preconditions and cannot fail.
-    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }

@@ -83,13 +83,14 @@ fn fill_from(region: &Region, chunk: &Chunk<'_>, slot: &Slot<'_>) -> usize {
 /// Moves a slot's pages to the pages from `first` on. If it fails, some may have arrived, and other
 /// threads may be using them.
 fn move_into_place(region: &Region, first: usize, slot: *mut u8) -> Result<(), Errno> {
+    let uffd = uffd()?;
     let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(first));
     // Should it fail, the page arrives in parts.
     // SAFETY: the chunk has no pages that could be lost, and nobody else may install any.
     let _ = unsafe { sys::advise(target, CHUNK, libc::MADV_DONTNEED) };
     // SAFETY: the target is the chunk, whose absent pages promise this content; the slot is the
     // caller's.
-    let progress = unsafe { uffd().move_pages(target, slot, CHUNK, MoveMode::DONTWAKE) };
+    let progress = unsafe { uffd.move_pages(target, slot, CHUNK, MoveMode::DONTWAKE) };
     match progress.errno() {
         None => Ok(()),
         Some(errno) => Err(errno),

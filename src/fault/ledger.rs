@@ -123,6 +123,14 @@ impl Ledger {
         self.account.store((account & CHARGED_MASK).saturating_sub(promised), Ordering::Relaxed);
     }
 
+    /// Starts anew: nothing is charged, and nothing ever was.
+    pub(crate) fn clear(&self) {
+        // Relaxed: no other thread is left, in a forked child.
+        for counter in [&self.account, &self.resident, &self.peak] {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// How many pages `budget` has left; `None` if there is no bound.
     pub(crate) fn room(&self, budget: u64) -> Option<u64> {
         // Relaxed: advice; what counts is `charge`.

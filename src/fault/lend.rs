@@ -39,7 +39,7 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
     region.tables.summary().set(chunk.index);
     let fits = chunk.state.may_be_lent()
         && region.ledger.is_roomy(absent, region.budget)
-        && MAPPINGS.reserve(region.tables.lent_chunks(), chunk.index);
+        && MAPPINGS.reserve(region, chunk.index);
     if !fits {
         return false;
     }
@@ -56,7 +56,7 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
         chunk.lend_absent(pages.len());
         chunk.state.set_lent();
     } else {
-        MAPPINGS.release(region.tables.lent_chunks(), chunk.index);
+        MAPPINGS.release(region, chunk.index);
     }
     region.ledger.settle(promised, 0, if lent { absent } else { 0 });
     lent
@@ -133,7 +133,7 @@ pub(crate) fn take_back(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Resul
 pub(crate) fn unmark(region: &Region, index: usize) {
     // Pairs with the fence in `is_exhausted`: whoever misses the mark sees the charges gone.
     fence(Ordering::Release);
-    MAPPINGS.release(region.tables.lent_chunks(), index);
+    MAPPINGS.release(region, index);
 }
 
 /// Whether a refused charge is final: nothing is left to recall, and what was recalled meanwhile is
@@ -192,13 +192,12 @@ pub(crate) fn next_lent_from(region: &Region, from: usize) -> Option<usize> {
     }
 }
 
-/// Takes a region's lent chunks out of the count of mappings; its arena is going.
+/// Takes a region's share out of the count of mappings: its arena is going, or has nothing lent in
+/// a forked child.
 pub(crate) fn forget(region: &Region) {
-    let mut from = 0;
-    while let Some(index) = next_lent_from(region, from) {
-        MAPPINGS.release(region.tables.lent_chunks(), index);
-        from = index.wrapping_add(1);
-    }
+    // Relaxed: as in `adjust`.
+    let share = region.mappings.swap(0, Ordering::Relaxed);
+    MAPPINGS.used.fetch_sub(share, Ordering::Relaxed);
 }
 
 /// Brings the bits and counters of a chunk in line with the kernel's view, as its owner.
@@ -254,8 +253,10 @@ fn correct(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, page: Page) 
 fn unregister(region: &Region, index: usize) -> bool {
     let (start, len) = span(region, index);
     let done = match region.backend {
-        // SAFETY: the chunk is of zeroes, as the kernel fills it, and its owner has charged all of it.
-        Backend::Userfaultfd => unsafe { uffd().unregister(start, len) }.is_ok(),
+        Backend::Userfaultfd => uffd().is_ok_and(|uffd| {
+            // SAFETY: the chunk is of zeroes, as the kernel fills it, and its owner has charged all of it.
+            unsafe { uffd.unregister(start, len) }.is_ok()
+        }),
         Backend::Mprotect => protect::open(region, region.pages_of(index)).is_ok(),
     };
     if !done {
@@ -277,7 +278,7 @@ fn register(region: &Region, index: usize) -> Result<(), Errno> {
     }
     let (start, len) = span(region, index);
     // SAFETY: the chunk is part of a reservation of ours.
-    match unsafe { uffd().register(start, len, RegisterMode::MISSING) } {
+    match unsafe { uffd()?.register(start, len, RegisterMode::MISSING) } {
         Ok(_) => Ok(()),
         Err(error) => Err(error.errno().unwrap_or(Errno::UnknownErrno)),
     }
@@ -292,7 +293,16 @@ fn span(region: &Region, index: usize) -> (*mut u8, usize) {
 impl Mappings {
     /// Marks a chunk as lent, if the mappings that takes are to be had. Beside a lent chunk it
     /// takes none, between two it saves some.
-    fn reserve(&self, words: &[AtomicU64], chunk: usize) -> bool {
+    fn reserve(&self, region: &Region, chunk: usize) -> bool {
+        self.reserve_in(&region.mappings, region.tables.lent_chunks(), chunk)
+    }
+
+    /// Marks a chunk as not lent.
+    fn release(&self, region: &Region, chunk: usize) {
+        self.release_in(&region.mappings, region.tables.lent_chunks(), chunk);
+    }
+
+    fn reserve_in(&self, share: &AtomicUsize, words: &[AtomicU64], chunk: usize) -> bool {
         let Some(word) = words.get(chunk / 64) else { return false };
         let bit = 1 << (chunk % 64);
         let now = word.load(Ordering::Relaxed);
@@ -302,21 +312,21 @@ impl Mappings {
         }
         // Relaxed: a count, and bits that only help to find chunks.
         let before = word.fetch_or(bit, Ordering::Relaxed);
-        self.adjust(before, before | bit);
+        self.adjust(share, before, before | bit);
         true
     }
 
-    /// Marks a chunk as not lent.
-    fn release(&self, words: &[AtomicU64], chunk: usize) {
+    fn release_in(&self, share: &AtomicUsize, words: &[AtomicU64], chunk: usize) {
         let Some(word) = words.get(chunk / 64) else { return };
         let bit = 1 << (chunk % 64);
         let before = word.fetch_and(!bit, Ordering::Relaxed);
-        self.adjust(before, before & !bit);
+        self.adjust(share, before, before & !bit);
     }
 
-    fn adjust(&self, before: u64, after: u64) {
+    fn adjust(&self, share: &AtomicUsize, before: u64, after: u64) {
         let (before, after) = (runs(before), runs(after));
         let change = PER_RUN.wrapping_mul(after.wrapping_sub(before));
+        share.fetch_add(change, Ordering::Relaxed);
         self.used.fetch_add(change, Ordering::Relaxed);
     }
 }
@@ -332,20 +342,26 @@ mod tests {
 
     #[test]
     fn mappings_count_runs() {
-        let mappings = Mappings { used: AtomicUsize::new(0), most: AtomicUsize::new(4) };
+        let mappings = Mappings { used: AtomicUsize::new(7), most: AtomicUsize::new(11) };
         let words = [AtomicU64::new(0), AtomicU64::new(0)];
-        let used = || mappings.used.load(Ordering::Relaxed);
-        assert!(mappings.reserve(&words, 3));
-        assert!(mappings.reserve(&words, 5));
+        let share = AtomicUsize::new(0);
+        let used = || {
+            let share = share.load(Ordering::Relaxed);
+            assert_eq!(mappings.used.load(Ordering::Relaxed), 7 + share);
+            share
+        };
+        let reserve = |chunk| mappings.reserve_in(&share, &words, chunk);
+        assert!(reserve(3));
+        assert!(reserve(5));
         assert_eq!(used(), 4);
-        assert!(!mappings.reserve(&words, 64), "full");
-        assert!(mappings.reserve(&words, 4), "joins two runs");
+        assert!(!reserve(64), "full");
+        assert!(reserve(4), "joins two runs");
         assert_eq!(used(), 2);
-        assert!(mappings.reserve(&words, 64));
-        mappings.release(&words, 4);
+        assert!(reserve(64));
+        mappings.release_in(&share, &words, 4);
         assert_eq!(used(), 6);
         for chunk in [3, 5, 64] {
-            mappings.release(&words, chunk);
+            mappings.release_in(&share, &words, chunk);
         }
         assert_eq!(used(), 0);
     }

@@ -52,8 +52,10 @@ pub(crate) mod violation;
 pub(crate) mod window;
 
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
+use crate::process;
 use crate::uffd::{Features, Uffd};
 use core::ptr;
+use nix::errno::Errno;
 use std::os::fd::{BorrowedFd, RawFd};
 
 use region::Region;
@@ -84,9 +86,19 @@ pub(crate) fn set_descriptor(descriptor: RawFd) {
     DESCRIPTOR.store(descriptor as u32, Ordering::Relaxed);
 }
 
-/// The userfaultfd of all arenas.
-pub(crate) fn uffd() -> Uffd<BorrowedFd<'static>> {
-    let descriptor = DESCRIPTOR.load(Ordering::Relaxed) as RawFd;
-    // SAFETY: set before any region exists, never closed while one does, and never -1.
-    unsafe { Uffd::from_parts(BorrowedFd::borrow_raw(descriptor), Features::SIGBUS) }
+/// The number of the descriptor, which may be the parent's in a forked child.
+pub(crate) fn descriptor() -> RawFd {
+    DESCRIPTOR.load(Ordering::Relaxed) as RawFd
+}
+
+/// The userfaultfd of all arenas: the one way to it, so that none of its operations is ever asked
+/// for by a process that has inherited it, where it would act on the memory of the parent. ESRCH
+/// there, as the kernel says of a userfaultfd whose process is gone.
+#[inline]
+pub(crate) fn uffd() -> Result<Uffd<BorrowedFd<'static>>, Errno> {
+    if !process::is_armed() {
+        return Err(Errno::ESRCH);
+    }
+    // SAFETY: set before any region exists, never closed while the process is armed, and never -1.
+    Ok(unsafe { Uffd::from_parts(BorrowedFd::borrow_raw(descriptor()), Features::SIGBUS) })
 }

@@ -7,6 +7,7 @@ use super::source::Source;
 use super::tables::{Chunk, Tables};
 use super::window::{Surroundings, Window};
 use crate::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::fork::OnFork;
 use crate::page::CHUNK_SHIFT;
 use core::ops::Range;
 
@@ -59,6 +60,13 @@ pub(crate) struct Region {
     pub(crate) hand: AtomicUsize,
     /// Pages that may be touched.
     pub(crate) limit: AtomicUsize,
+    /// What a forked child gets.
+    pub(crate) on_fork: OnFork,
+    /// 1 in a child that must not touch the arena. Its limit is 0, so that a fault looks here only
+    /// when there is a violation to explain.
+    pub(crate) forbidden: AtomicU32,
+    /// Mappings of the process that lending has made in this region.
+    pub(crate) mappings: AtomicUsize,
     pub(crate) tables: Tables,
     pub(crate) ledger: Ledger,
     pub(crate) counters: Counters,
@@ -74,6 +82,12 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
+    /// Starts anew, in a forked child that has no other thread.
+    pub(crate) fn clear(&self) {
+        self.faults.store(0, Ordering::Relaxed);
+        self.raced.store(0, Ordering::Relaxed);
+    }
+
     pub(crate) fn count(counter: &AtomicU64) {
         // Relaxed: statistics.
         counter.fetch_add(1, Ordering::Relaxed);
@@ -159,6 +173,12 @@ impl Region {
         // Relaxed: a thread that learns of the new limit by the program's own synchronisation
         // learns of this store by the same.
         self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Whether this is a child that must not touch the arena.
+    pub(crate) fn is_forbidden(&self) -> bool {
+        // Relaxed: set by the only thread of a forked child, and never cleared.
+        self.forbidden.load(Ordering::Relaxed) != 0
     }
 
     /// The pages to resolve for a fault on page `page` of `chunk`, whose present pages are given.

@@ -98,6 +98,13 @@ impl<T> Entry<T> {
         // hands the emptied slots to later pins and takes the finished reads of earlier ones.
         self.pins.fetch_add(0, Ordering::AcqRel) == 0
     }
+
+    /// Takes back the pins of threads that are gone: those of the parent, in a forked child, that
+    /// were about to find the gate closed.
+    pub(crate) fn forget_pins(&self) {
+        // Relaxed: no other thread is left.
+        self.pins.store(0, Ordering::Relaxed);
+    }
 }
 
 impl<T> Registry<T> {

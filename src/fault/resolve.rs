@@ -62,7 +62,7 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     Counters::count(&region.counters.faults);
     let limit = region.limit();
     if page >= limit {
-        return Err(Bound::Limit(limit.wrapping_shl(region.page_shift)));
+        return Err(past_limit(region, limit));
     }
     let Some((chunk, index)) = region.chunk_of(page) else {
         return Err(Bound::Unresolvable(Errno::ENOENT));
@@ -102,6 +102,16 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
             Ok(())
         }
         result => result,
+    }
+}
+
+/// Which bound the limit stands for.
+#[cold]
+#[inline(never)]
+fn past_limit(region: &Region, limit: usize) -> Bound {
+    match region.is_forbidden() {
+        true => Bound::NotInherited,
+        false => Bound::Limit(limit.wrapping_shl(region.page_shift)),
     }
 }
 

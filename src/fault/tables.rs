@@ -96,6 +96,12 @@ impl Tables {
         }
     }
 
+    /// Takes note that the kernel has emptied the memory, as it does in a forked child.
+    pub(crate) fn start_anew(&self) {
+        // Relaxed: no other thread is left.
+        self.any_lent.store(0, Ordering::Relaxed);
+    }
+
     /// A bit for each chunk that is lent.
     pub(crate) fn lent_chunks(&self) -> &[AtomicU64] {
         let words = self.layout.chunks.div_ceil(64);

@@ -19,6 +19,12 @@ pub enum Bound {
     TemplateUnreadable,
     /// The kernel has no memory for the page; or, without userfaultfd, no mapping (`vm.max_map_count`).
     OutOfMemory,
+    /// This is a forked child, which must not touch the arena:
+    /// [`OnFork::Forbid`](crate::OnFork::Forbid).
+    NotInherited,
+    /// This process was forked without the C library's fork hooks, by a raw clone(2): arenas do not
+    /// work in it. It is rare that such a touch is noticed at all; see [`Arena`](crate::Arena).
+    ForkedWithoutHooks,
     /// The page cannot be made accessible: it was poisoned, write-protected or unregistered by
     /// somebody else. The error is the last one that the kernel gave.
     Unresolvable(Errno),
@@ -181,6 +187,11 @@ impl Text {
             Bound::OutOfMemory => {
                 self.str(": the kernel has no memory, or no mapping, for the page")
             }
+            Bound::NotInherited => self.str(": a forked child must not touch this arena"),
+            Bound::ForkedWithoutHooks => self.str(
+                ": this process was forked without the C library's fork hooks (raw clone), \
+                 so arenas do not work in it",
+            ),
             Bound::Unresolvable(errno) => {
                 self.str(": the page cannot be made accessible, error ").number(errno as usize)
             }
@@ -239,5 +250,13 @@ mod tests {
         check(Bound::Budget(4096), &format!("{head} exceeds its budget of 4096 resident bytes\n"));
         let most = usize::MAX;
         check(Bound::Limit(most), &format!("{head} is past its limit of {most} bytes\n"));
+        check(Bound::NotInherited, &format!("{head}: a forked child must not touch this arena\n"));
+        check(
+            Bound::ForkedWithoutHooks,
+            &format!(
+                "{head}: this process was forked without the C library's fork hooks (raw clone), \
+                 so arenas do not work in it\n"
+            ),
+        );
     }
 }

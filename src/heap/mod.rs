@@ -95,6 +95,9 @@ impl Heap {
     ///
     /// # Errors
     /// - [`ErrorKind::TemplateNotZero`](crate::ErrorKind::TemplateNotZero): blocks start as zeroes.
+    /// - [`ErrorKind::MustBeInherited`](crate::ErrorKind::MustBeInherited): forked children would get
+    ///   the arena empty, but what leads to the heap's blocks with content.
+    /// - [`ErrorKind::NotInherited`](crate::ErrorKind::NotInherited): this is such a child.
     /// - [`ErrorKind::TooShort`](crate::ErrorKind::TooShort): the arena, or its limit, is less than
     ///   2 MiB.
     /// - [`ErrorKind::TooManyHeaps`](crate::ErrorKind::TooManyHeaps).

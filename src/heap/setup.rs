@@ -41,7 +41,10 @@ struct Head {
 /// A fork copies heaps while nobody changes them. Blocks in the caches of the parent's other threads
 /// stay theirs, and so out of use in the child.
 static HOOKS: Hooks = Hooks {
-    before: thread::lock_heaps,
+    before: || {
+        thread::lock_heaps();
+        true
+    },
     in_parent: thread::unlock_heaps,
     in_child: thread::unlock_heaps_in_child,
 };

@@ -1,6 +1,7 @@
 //! What several test files need. Each compiles a copy of its own and uses a part of it.
 #![allow(dead_code, reason = "every test file uses a part of this module")]
 
+pub(crate) mod fork;
 pub(crate) mod heap;
 pub(crate) mod seccomp;
 pub(crate) mod signals;

@@ -1,0 +1,146 @@
+//! What becomes of arenas in a forked child, whose kernel has forgotten that they are registered. All
+//! of this but [`prepare`] and [`check`] runs in the child's fork hook: with the registrar's lock
+//! held, and no other thread.
+//!
+//! What a child is not to inherit is emptied by the kernel, the pages and the tables that say which
+//! are there: neither is copied, and there is nothing to walk.
+
+use super::mapping::Mapping;
+use super::registrar::Registrar;
+use super::{engine, mprotect};
+use crate::atomic::{AtomicU32, Ordering};
+use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::backend::Backend;
+use crate::fault::region::Region;
+use crate::fault::{descriptor, lend, protect, set_descriptor};
+use crate::fork::OnFork;
+use crate::process;
+use crate::sys;
+use crate::uffd::{Features, Uffd};
+use core::ptr;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+/// 1 in a child that could not open a userfaultfd, and in its children.
+static GAVE_UP: AtomicU32 = AtomicU32::new(0);
+
+/// Has the kernel empty the `len` bytes at `offset` of a reservation, and the tables that go with it,
+/// in children that do not inherit them.
+pub(super) fn prepare(
+    on_fork: OnFork,
+    reservation: &Mapping,
+    offset: usize,
+    len: usize,
+    tables: &Mapping,
+) -> Result<()> {
+    if on_fork != OnFork::Inherit {
+        reservation.wipe_on_fork(offset, len)?;
+        tables.wipe_on_fork(0, tables.len())?;
+    }
+    Ok(())
+}
+
+/// Fails in a process whose arenas cannot be used, before it waits for a lock, a pin or a chunk of
+/// which it may have inherited no more than that somebody held it.
+pub(super) fn check(operation: Operation) -> Result<()> {
+    if process::is_armed() {
+        return Ok(());
+    }
+    // Relaxed: set by the only thread of a forked child.
+    Err(Error::new(
+        operation,
+        match GAVE_UP.load(Ordering::Relaxed) {
+            0 => ErrorKind::ForkedWithoutHooks,
+            _ => ErrorKind::NotRearmed,
+        },
+    ))
+}
+
+/// Opens a userfaultfd of the child's own and registers every region with it.
+pub(super) fn rearm(registrar: &Registrar) {
+    registrar.forget_pins();
+    mprotect::restart();
+    if open().is_err() || !registrar.regions().all(|region| take_over(region).is_ok()) {
+        process::set_armed(false);
+        give_up(registrar);
+    }
+}
+
+/// Replaces the inherited descriptor, which acts on the parent.
+fn open() -> Result<()> {
+    if !engine::is_started() {
+        process::set_armed(true);
+        return Ok(());
+    }
+    // SAFETY: the descriptor is this process's copy, and from here on used by nobody: the process
+    // is not armed.
+    drop(unsafe { OwnedFd::from_raw_fd(descriptor()) });
+    let own = Uffd::builder().features(Features::SIGBUS).open()?;
+    set_descriptor(own.into_fd().into_raw_fd());
+    process::set_armed(true);
+    Ok(())
+}
+
+/// Makes a region what its arena was told to be in children, and has its touches noticed.
+fn take_over(region: &Region) -> Result<()> {
+    if !is_lazy(region) {
+        return Ok(());
+    }
+    match region.on_fork {
+        OnFork::Inherit => {}
+        OnFork::Wipe => empty(region),
+        OnFork::Forbid => {
+            empty(region);
+            // Relaxed: no other thread is there yet.
+            region.forbidden.store(1, Ordering::Relaxed);
+            region.limit.store(0, Ordering::Relaxed);
+        }
+    }
+    if region.backend == Backend::Mprotect {
+        return Ok(());
+    }
+    let (start, len) = range(region);
+    engine::register(start, len).map(drop)
+}
+
+/// Takes note that nothing is present in a region.
+fn empty(region: &Region) {
+    let (start, len) = range(region);
+    // Fork hooks of others that ran before ours may have touched it, and found zeroes.
+    // SAFETY: the range is a reservation of ours, and its pages are the template's from here on.
+    let _ =
+        unsafe { sys::advise(ptr::with_exposed_provenance_mut(start), len, libc::MADV_DONTNEED) };
+    if region.backend == Backend::Mprotect {
+        // One mapping comes of it, which needs none that is not there.
+        let _ = protect::close(region, 0..region.pages);
+    }
+    region.tables.start_anew();
+    region.ledger.clear();
+    region.counters.clear();
+    lend::forget(region);
+    region.hand.store(0, Ordering::Relaxed);
+}
+
+/// Without a userfaultfd the child would read zeroes where a template should be. It may be about to
+/// call exec, so it lives, but its arenas can no longer be touched: that is a SIGSEGV.
+fn give_up(registrar: &Registrar) {
+    GAVE_UP.store(1, Ordering::Relaxed);
+    let message = b"lacuna: no userfaultfd in a forked child: its arenas cannot be accessed\n";
+    // SAFETY: the message is valid, and the regions are mappings of ours.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len());
+        for region in registrar.regions().filter(|region| is_lazy(region)) {
+            let _ = protect::close(region, 0..region.pages);
+        }
+    }
+}
+
+/// Whether the region is not a heap's, which the kernel fills by itself.
+fn is_lazy(region: &Region) -> bool {
+    // Relaxed: asked where no other thread is left that could change it.
+    region.handed_over.load(Ordering::Relaxed) == 0
+}
+
+/// The address and the bytes of a region.
+fn range(region: &Region) -> (usize, usize) {
+    (region.address_of(0), region.pages << region.page_shift)
+}
