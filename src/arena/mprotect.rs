@@ -13,7 +13,6 @@ use crate::page::page_size;
 use crate::process;
 use crate::sys::{self, seam::Call};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 /// 1 once everything is there.
@@ -58,7 +57,7 @@ pub(super) fn start_writing() -> Result<()> {
 }
 
 fn open_memory() -> Result<(), Errno> {
-    let memory = sys::open(Call::OpenMemory, c"/proc/self/mem", OFlag::O_RDWR)?;
+    let memory = sys::open(Call::OpenMemory, c"/proc/self/mem", libc::O_RDWR)?;
     protect::set_memory(memory.into_raw_fd());
     Ok(())
 }

@@ -9,7 +9,6 @@ use linux_raw_sys::general::{
     PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, page_region, pm_scan_arg,
 };
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// `PAGEMAP_SCAN`, since Linux 6.7.
@@ -54,7 +53,7 @@ const BATCH: usize = 32;
 
 impl Pagemap {
     pub(crate) fn open() -> Result<Self, Errno> {
-        let descriptor = sys::open(Call::OpenPagemap, c"/proc/self/pagemap", OFlag::O_RDONLY)?;
+        let descriptor = sys::open(Call::OpenPagemap, c"/proc/self/pagemap", libc::O_RDONLY)?;
         Ok(Self { descriptor, scans: true })
     }
 

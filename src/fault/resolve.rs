@@ -288,6 +288,7 @@ fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
 
 /// Lets other threads run. Sleeping, unlike sched_yield(2), also lets those run whose priority is
 /// lower.
+#[inline(never)]
 pub(crate) fn pause(nanoseconds: i64) {
     let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
     // SAFETY: the time is valid; the remainder is not asked for.

@@ -12,10 +12,8 @@ pub(crate) use memory::{advise, map, protect, remap, resident, unmap};
 
 use core::ffi::{CStr, c_int, c_long, c_ulong};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
-use nix::sys::stat::Mode;
 use seam::Call;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// userfaultfd(2), with its flags.
 pub(crate) fn userfaultfd(flags: c_int) -> Result<c_int, Errno> {
@@ -43,10 +41,14 @@ pub(crate) unsafe fn ioctl<T>(
     Errno::result(result as c_int)
 }
 
-/// Opens a file of the system's, close-on-exec.
-pub(crate) fn open(call: Call, path: &CStr, flags: OFlag) -> Result<OwnedFd, Errno> {
+/// openat(2) of a file of the system's, close-on-exec; by syscall(2), as above.
+pub(crate) fn open(call: Call, path: &CStr, flags: c_int) -> Result<OwnedFd, Errno> {
     seam::pass(call)?;
-    nix::fcntl::open(path, flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY, Mode::empty())
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOCTTY;
+    // SAFETY: the path is a C string.
+    let fd = unsafe { libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags) };
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as c_int) })
 }
 
 /// pread(2).

@@ -163,7 +163,7 @@ fn system_call(flags: c_int) -> nix::Result<OwnedFd> {
 
 /// `USERFAULTFD_IOC_NEW` of the device, which file permissions guard instead.
 fn device(flags: c_int) -> nix::Result<OwnedFd> {
-    let device = sys::open(Call::OpenDevice, c"/dev/userfaultfd", OFlag::O_RDWR)?;
+    let device = sys::open(Call::OpenDevice, c"/dev/userfaultfd", libc::O_RDWR)?;
     let fd = abi::new(device.as_raw_fd(), flags)?;
     // SAFETY: the device has just made this descriptor for us; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
