@@ -14,8 +14,10 @@
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
 use crate::lock::Mutex;
 use crate::page::page_size;
+use crate::sys;
 use core::ptr;
 use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags};
 
 /// The content of the page. All zeroes are a process that nothing is known of yet.
 #[repr(C)]
@@ -45,18 +47,13 @@ pub(crate) fn here() -> Result<&'static Process, Errno> {
 /// Maps the page. It takes no lock, which a fork could copy: of several threads, the first wins.
 #[cold]
 fn map() -> Result<&'static Process, Errno> {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists; the
-    // advice changes no content.
+    // advice changes no content; the mapping is this caller's until it is stored.
     unsafe {
-        let page = libc::mmap(ptr::null_mut(), page_size(), protection, flags, -1, 0);
-        if page == libc::MAP_FAILED {
-            return Err(Errno::last());
-        }
-        if libc::madvise(page, page_size(), libc::MADV_WIPEONFORK) != 0 {
-            let errno = Errno::last();
-            libc::munmap(page, page_size());
+        let page = sys::map(ptr::null_mut(), page_size(), protection, MapFlags::MAP_PRIVATE, None)?;
+        if let Err(errno) = sys::advise(page, page_size(), libc::MADV_WIPEONFORK) {
+            let _ = sys::unmap(page, page_size());
             return Err(errno);
         }
         let new = page.cast::<Process>();
@@ -65,7 +62,7 @@ fn map() -> Result<&'static Process, Errno> {
         match HERE.compare_exchange(free, new, Ordering::Release, Ordering::Acquire) {
             Ok(_) => Ok(&*new),
             Err(first) => {
-                libc::munmap(page, page_size());
+                let _ = sys::unmap(page, page_size());
                 Ok(&*first)
             }
         }

@@ -21,7 +21,9 @@ enum Attempt {
     /// The chunk's part of the range is present.
     Done,
     /// Something was in the way that is about to go: look again.
-    Again,
+    Again(Errno),
+    /// All buffers of the page function are in use, or all of the budget is promised.
+    Busy,
     /// The budget is full of pages that are there, some of them maybe in lent chunks.
     Exhausted,
 }
@@ -82,13 +84,15 @@ impl Arena {
         // A whole chunk is owned while it is filled.
         let _blocked = SignalsBlocked::new();
         let mut attempts = ATTEMPTS;
-        while attempts > 0 {
+        loop {
             let attempt = self.as_filler(index, |region, chunk| fill_gaps(region, chunk, &part));
             match attempt {
-                Some(Ok(Attempt::Again)) => {
+                Some(Ok(Attempt::Again(errno))) if attempts == 0 => return Err(Cause::Os(errno)),
+                Some(Ok(Attempt::Again(_))) => {
                     attempts -= 1;
                     pause(10_000);
                 }
+                Some(Ok(Attempt::Busy)) => pause(10_000),
                 // Each such round recalls a chunk, or waits for somebody who does.
                 Some(Ok(Attempt::Exhausted)) if !is_exhausted(&self.pin()) => {}
                 Some(Ok(Attempt::Exhausted)) => {
@@ -98,7 +102,6 @@ impl Arena {
                 Some(Err(cause)) => return Err(cause),
             }
         }
-        Err(Cause::Os(Errno::EEXIST))
     }
 }
 
@@ -127,13 +130,16 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
         let gap = start..present.next_set(start..part.end);
         let pages = match region.ledger.charge(gap.len() as u64, region.budget) {
             Charge::Promised(pages) => pages as usize,
-            Charge::Pending => return Ok(Attempt::Again),
+            Charge::Pending => return Ok(Attempt::Busy),
             Charge::Exhausted if chunk.is_present(start) => continue,
             Charge::Exhausted => return Ok(Attempt::Exhausted),
         };
         match add(region, chunk, start..start + pages, Access::Write).stopped_by {
             None => {}
-            Some(Errno::EEXIST | Errno::EAGAIN) => return Ok(Attempt::Again),
+            Some(errno @ (Errno::EEXIST | Errno::EAGAIN | Errno::EINTR)) => {
+                return Ok(Attempt::Again(errno));
+            }
+            Some(Errno::EBUSY) => return Ok(Attempt::Busy),
             Some(Errno::EFAULT) => return Err(Cause::Kind(ErrorKind::TemplateUnreadable)),
             Some(errno) => return Err(Cause::Os(errno)),
         }

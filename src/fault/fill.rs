@@ -150,6 +150,6 @@ pub(super) fn generate(
     match buffers.claim() {
         Some(mut buffer) => copy(buffer.generate(function, page), 1),
         // All are in use, by calls that are about to finish.
-        None => Step::stopped(Errno::EAGAIN),
+        None => Step::stopped(Errno::EBUSY),
     }
 }

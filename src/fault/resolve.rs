@@ -48,9 +48,9 @@ enum Attempt {
     Stopped(Errno),
 }
 
-/// How often the kernel may refuse memory for one page, a millisecond apart, before that is a
-/// violation.
-const MEMORY_ATTEMPTS: u32 = 10;
+/// How often the kernel may refuse one page for a reason that may pass, a millisecond apart, before
+/// that is a violation.
+const ATTEMPTS: u32 = 10;
 
 /// Makes page `page` of the reservation accessible, or says why it must not be. `Ok` means: let
 /// the instruction run again. It may fault again, but each such round is one in which another
@@ -152,7 +152,7 @@ fn install(
     access: Access,
 ) -> Result<(), Bound> {
     let mut result = attempt(region, chunk, window, page, access);
-    let mut attempts = MEMORY_ATTEMPTS;
+    let mut attempts = ATTEMPTS;
     loop {
         match result {
             Attempt::Resolved => return Ok(()),
@@ -166,9 +166,7 @@ fn install(
             }
             // The window met something on its way: the page alone, then.
             Attempt::Short => {}
-            Attempt::Stopped(Errno::ENOMEM)
-                if attempts > 0 && region.backend == Backend::Userfaultfd =>
-            {
+            Attempt::Stopped(errno) if attempts > 0 && may_pass(region, errno) => {
                 attempts = attempts.wrapping_sub(1);
                 pause(1_000_000);
             }
@@ -177,6 +175,16 @@ fn install(
             Attempt::Stopped(errno) => return verify(region, chunk, page, access, errno),
         }
         result = attempt(region, chunk, alone(page), page, access);
+    }
+}
+
+/// Whether the kernel may do later what it refuses now. A mapping that it does not have comes from
+/// nowhere but us.
+fn may_pass(region: &Region, errno: Errno) -> bool {
+    match errno {
+        Errno::ENOMEM => region.backend == Backend::Userfaultfd,
+        Errno::EAGAIN | Errno::EINTR => true,
+        _ => false,
     }
 }
 
@@ -225,7 +233,8 @@ fn attempt(
     let filled = add(region, chunk, window, access);
     match filled.stopped_by {
         _ if start.wrapping_add(filled.pages()) > page => Attempt::Resolved,
-        Some(Errno::EAGAIN) | None => Attempt::Again,
+        // All buffers of the page function are in use.
+        Some(Errno::EBUSY) | None => Attempt::Again,
         Some(_) if len > 1 => Attempt::Short,
         Some(errno) => Attempt::Stopped(errno),
     }
@@ -254,8 +263,11 @@ fn verify(
     let page_index = region.pages_of(chunk.index).start.saturating_add(page);
     if region.backend == Backend::Mprotect {
         // Another thread was faster, or what is there was out of reach.
-        let page = page_index..page_index.saturating_add(1);
-        return protect::open(region, page).map_err(Bound::Unresolvable);
+        let page_alone = page_index..page_index.saturating_add(1);
+        return match chunk.is_present(page) {
+            true => protect::open(region, page_alone).map_err(Bound::Unresolvable),
+            false => Err(Bound::Unresolvable(errno)),
+        };
     }
     if is_accessible(region, page_index, access) {
         return Ok(());
@@ -263,9 +275,14 @@ fn verify(
     if chunk.is_present(page) {
         // Counted and charged already, so nothing is recorded again.
         let page = page_index..page_index.saturating_add(1);
-        let filled = fill(region, page, Access::Write);
-        if filled.pages() == 1 || filled.stopped_by == Some(Errno::EAGAIN) {
-            return Ok(());
+        for _ in 0..ATTEMPTS {
+            let filled = fill(region, page.clone(), Access::Write);
+            match filled.stopped_by {
+                _ if filled.pages() == 1 => return Ok(()),
+                Some(Errno::EBUSY) => return Ok(()),
+                Some(errno) if may_pass(region, errno) => pause(1_000_000),
+                _ => break,
+            }
         }
     }
     Err(Bound::Unresolvable(errno))

@@ -59,6 +59,7 @@ pub(crate) unsafe fn advise(start: *mut u8, len: usize, advice: c_int) -> Result
         libc::MADV_DONTNEED => Call::Discard,
         libc::MADV_POPULATE_READ => Call::PopulateRead,
         libc::MADV_POPULATE_WRITE => Call::PopulateWrite,
+        libc::MADV_WIPEONFORK => Call::WipeOnFork,
         _ => Call::Advise,
     })?;
     // SAFETY: as the caller promises.

@@ -1,6 +1,7 @@
 //! What may become of a failure.
 
 use crate::life::Phase;
+use Outcome::{Error, Null, Unnoticed, Violation};
 use lacuna::Errno;
 use lacuna::seam::Call;
 
@@ -21,7 +22,50 @@ pub(crate) enum Outcome {
     Crash,
 }
 
-/// What may come of it when `call` fails with `errno`.
-pub(crate) fn expected(_phase: Phase, _call: Call, _errno: Errno, _always: bool) -> Vec<Outcome> {
-    vec![Outcome::Unnoticed, Outcome::Error, Outcome::Null, Outcome::Violation]
+/// What may come of it when `call` fails with `errno`, for ever or once.
+pub(crate) fn expected(phase: Phase, call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
+    match phase {
+        Phase::Start => at_start(call, errno),
+        Phase::Run => in_life(call, errno, always),
+    }
+}
+
+/// Nothing is made by halves: it is an error, or there is another way.
+fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
+    match (call, errno) {
+        // Kernels without huge pages do not know the advice about them.
+        (Call::Advise, Errno::EINVAL) => vec![Unnoticed],
+        // Kernels that do not know UFFD_USER_MODE_ONLY, and the device for who may have it.
+        (Call::Userfaultfd, Errno::EINVAL | Errno::EPERM) => vec![Unnoticed, Error],
+        // A reservation that cannot be unmapped stays.
+        (Call::Unmap, _) => vec![Unnoticed],
+        _ => vec![Error],
+    }
+}
+
+fn in_life(call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
+    match (call, always) {
+        // Huge pages, moving and merging save time or memory, and nothing depends on them.
+        (Call::Advise | Call::Map | Call::Move | Call::Remap | Call::Mincore | Call::Unmap, _) => {
+            vec![Unnoticed]
+        }
+        // A touch cannot be answered.
+        (Call::Copy | Call::Zeropage | Call::WriteMemory | Call::Protect, true) => vec![Violation],
+        // It is tried again, or the method that met it says so.
+        (Call::Copy | Call::Zeropage | Call::WriteMemory | Call::Protect, false) => {
+            vec![Unnoticed, Error, Violation]
+        }
+        // Blocks are not handed out without memory behind them; an old kernel has another way.
+        (Call::PopulateWrite, true) if errno != Errno::EINVAL => vec![Null, Error],
+        (Call::PopulateWrite | Call::PopulateRead, _) => vec![Unnoticed, Null, Error],
+        // What was to be given back, or counted, is not.
+        (Call::Discard, true) => vec![Error],
+        (Call::Discard, false) => vec![Unnoticed, Error],
+        // Before Linux 6.7.
+        (Call::ScanPagemap, _) => vec![Unnoticed, Error],
+        (Call::OpenPagemap | Call::ReadPagemap, _) => vec![Unnoticed, Error],
+        // A chunk is not lent, or cannot be taken back.
+        (Call::Unregister | Call::Register, _) => vec![Unnoticed, Error],
+        _ => vec![],
+    }
 }
