@@ -20,6 +20,12 @@ check cargo test --all-features --test heap_collections
 check cargo test --release --test heap --test heap_model --test global_allocator
 check cargo test --release --test stack --test lending --test huge_pages --test contention
 
+echo "-- without userfaultfd"
+LACUNA_BACKEND=mprotect check cargo test -- --nocapture
+
+echo "-- with each system call failing: see src/sys/seam.rs"
+RUSTFLAGS="--cfg lacuna_seam" CARGO_TARGET_DIR=target/seam check cargo test --test seam -- --nocapture
+
 echo "-- with the tuning constants shrunk: see src/fault/tuning.rs"
 RUSTFLAGS="--cfg lacuna_shrunk" CARGO_TARGET_DIR=target/shrunk check cargo test \
     --test accounting --test address_space --test arena --test coexist --test contention \

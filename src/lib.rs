@@ -16,6 +16,9 @@ mod sparse;
 mod sys;
 pub mod uffd;
 
+#[doc = include_str!("../GUARANTEES.md")]
+pub mod guarantees {}
+
 pub use arena::{Arena, ArenaBuilder, Populated, Stats, Template};
 pub use arena::{check_thread, is_in_front, take_front};
 pub use error::{Error, ErrorKind, Operation, Result};

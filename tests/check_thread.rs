@@ -4,11 +4,11 @@
 
 mod support;
 
-use lacuna::{Arena, ErrorKind, check_thread};
+use lacuna::{Arena, Backend, ErrorKind, check_thread};
 use std::mem;
 use std::ptr;
 use support::signals::{arena, install, touch};
-use support::{assert_killed, assert_success, in_child, load, page, store};
+use support::{assert_killed, assert_success, fault_signal, in_child, load, page, store};
 
 fn kind() -> Option<ErrorKind> {
     check_thread().err().map(|error| {
@@ -57,7 +57,7 @@ fn a_blocked_signal_is_told_and_deadly() {
     assert_success(&in_child(name, "told", || {
         block(libc::SIG_BLOCK, &[libc::SIGBUS]);
         assert_eq!(kind(), Some(ErrorKind::SignalBlocked));
-        let arena = Arena::builder(1 << 30).reserve().unwrap();
+        let arena = Arena::builder(1 << 30).backend(Backend::Userfaultfd).reserve().unwrap();
         let error = check_thread().unwrap_err();
         assert!(error.to_string().starts_with(
             "check the thread (SIGBUS): the signal that faults raise is blocked; a fault would kill"
@@ -67,6 +67,12 @@ fn a_blocked_signal_is_told_and_deadly() {
         block(libc::SIG_BLOCK, &[libc::SIGSEGV, libc::SIGUSR1, libc::SIGALRM]);
         check_thread().unwrap();
         touch(&arena);
+        // One without userfaultfd does.
+        let _protected = Arena::builder(1 << 30).backend(Backend::Mprotect).reserve().unwrap();
+        let error = check_thread().unwrap_err();
+        assert!(error.to_string().starts_with("check the thread (SIGSEGV): the signal"), "{error}");
+        block(libc::SIG_UNBLOCK, &[libc::SIGSEGV]);
+        check_thread().unwrap();
     }));
     let output = in_child(name, "deadly", || {
         let arena = arena();
@@ -235,5 +241,5 @@ fn a_threads_stack_in_an_arena() {
         let stack = stack(0);
         c_thread(Some((&stack, LEN)), with_alternate, &stack);
     });
-    assert_killed(&output, libc::SIGBUS);
+    assert_killed(&output, fault_signal());
 }

@@ -53,6 +53,7 @@ extern "C" fn beneath(_: libc::c_int) {
 }
 
 fn install_first() {
+    roomy();
     let found = install(first as *const () as usize, FLAGS);
     FIRST_FOUND.store(Box::into_raw(Box::new(found)), Ordering::SeqCst);
 }
@@ -62,12 +63,16 @@ fn install_second() {
     SECOND_FOUND.store(Box::into_raw(Box::new(found)), Ordering::SeqCst);
 }
 
-/// Installs what is called last, by several of our handlers on top of each other: optimised, they fit
-/// the 8 KiB that threads have.
-fn install_beneath() {
+/// Several handlers are called on top of each other: optimised, they fit the 8 KiB that threads have.
+fn roomy() {
     if cfg!(debug_assertions) {
         large_alternate_stack();
     }
+}
+
+/// Installs what is called last.
+fn install_beneath() {
+    roomy();
     install(beneath as *const () as usize, libc::SA_RESTART);
 }
 

@@ -4,7 +4,7 @@
 
 mod support;
 
-use lacuna::Arena;
+use lacuna::{Arena, Backend};
 use std::mem;
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -87,7 +87,8 @@ fn a_host_asks_first() {
 fn violations_end_as_they_do_without_a_host() {
     let line = "lacuna: arena \"a\": read at offset 4096 is past its limit of 4096 bytes\n";
     let output = in_child("violations_end_as_they_do_without_a_host", "limit", || {
-        let arena = Arena::builder(1 << 30).name("a").limit(4096).reserve().unwrap();
+        let builder = Arena::builder(1 << 30).backend(Backend::Userfaultfd);
+        let arena = builder.name("a").limit(4096).reserve().unwrap();
         install(host as *const () as usize, FLAGS);
         load(&arena, 4096);
     });

@@ -2,7 +2,7 @@
 //! faults.
 
 use super::{file_of, page, store};
-use lacuna::Arena;
+use lacuna::{Arena, Backend};
 use std::mem;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -16,8 +16,10 @@ pub(crate) type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut 
 /// The address that the last foreign fault should tell.
 pub(crate) static SEEN: AtomicUsize = AtomicUsize::new(0);
 
+/// An arena whose faults are SIGBUS.
 pub(crate) fn arena() -> Arena {
-    let arena = Arena::builder(1 << 36).reserve().unwrap();
+    let builder = Arena::builder(1 << 36).backend(Backend::Userfaultfd);
+    let arena = builder.reserve().unwrap();
     store(&arena, 0, 1);
     arena
 }
