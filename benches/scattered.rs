@@ -62,8 +62,10 @@ fn main() {
         ] {
             // Huge pages would take two hundred gibibytes where each is touched once.
             let dense = work.len / page() / work.touches() < chunk();
-            let rivals: Vec<_> =
-                rivals::scattered().into_iter().filter(|rival| dense || !rival.is_huge()).collect();
+            let rivals: Vec<_> = rivals::scattered()
+                .into_iter()
+                .filter(|rival| dense || !(rival.is_huge() || rival.needs_mappings()))
+                .collect();
             let contestants = rivals.iter().map(|rival| work.contestant(rival)).collect();
             session.race(title, "page", contestants);
         }

@@ -10,6 +10,7 @@ mod support;
 use lacuna::{Arena, Backend, Errno, ErrorKind, Heap, Operation, SparseArray, Template, page_size};
 use std::alloc::{GlobalAlloc, Layout};
 use std::fs;
+use support::fork::{status_of_fork, status_of_raw_fork};
 use support::seccomp::{deny, deny_userfaultfd};
 use support::{
     Rng, arena_rss, assert_killed, assert_success, discard, in_child, load, numbered_pages, rerun,
@@ -25,6 +26,8 @@ fn protected(len: usize) -> lacuna::ArenaBuilder<'static> {
 
 /// Touches an arena of each template, and a heap.
 fn use_everything() {
+    // SAFETY: no other thread of the child looks at the environment.
+    unsafe { std::env::remove_var(VARIABLE) };
     let arena = Arena::builder(1 << 40).template(numbered_pages()).reserve().unwrap();
     assert_eq!(arena.backend(), Backend::Mprotect);
     for page in [0, 1, 5000, 1 << 27] {
@@ -190,6 +193,54 @@ fn jumping_into_an_arena_is_death_and_no_loop() {
         assert_killed(&output, libc::SIGSEGV);
         assert!(!stderr(&output).contains("lacuna"), "{}", text(&output));
     }
+}
+
+/// Untouched pages raise signals there too, but they are not ours to answer.
+#[test]
+fn a_raw_clone_is_told_why_it_dies() {
+    let output = in_child("a_raw_clone_is_told_why_it_dies", "fork", || {
+        let arena = protected(1 << 30).name("a").template(numbered_pages()).reserve().unwrap();
+        store(&arena, 0, 1);
+        let touch = || {
+            assert_eq!(load(&arena, 0), 1);
+            assert!(arena.populate(0..1 << 20).is_err());
+            load(&arena, 1 << 20);
+        };
+        assert_eq!(libc::WTERMSIG(status_of_raw_fork(touch)), libc::SIGSEGV);
+        assert_eq!(arena.stats().resident_bytes, page_size());
+        assert_eq!(load(&arena, (1 << 20) + 2), 0);
+    });
+    assert!(output.status.success(), "{}", text(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("arena \"a\": read at offset 1048576: this process was forked"),
+        "{said}"
+    );
+}
+
+/// What is present stays; a page that has to be written cannot be.
+#[test]
+fn a_child_without_a_descriptor_to_spare_has_zeroes_to_promise() {
+    let name = "a_child_without_a_descriptor_to_spare_has_zeroes_to_promise";
+    let output = in_child(name, "fork", || {
+        let numbered = protected(1 << 30).name("n").template(numbered_pages()).reserve().unwrap();
+        let zeroes = protected(1 << 30).reserve().unwrap();
+        store(&numbered, 0, 1);
+        // SAFETY: the limit is valid.
+        unsafe {
+            libc::setrlimit(libc::RLIMIT_NOFILE, &libc::rlimit { rlim_cur: 0, rlim_max: 99 })
+        };
+        let status = status_of_fork(|| {
+            assert_eq!((load(&numbered, 0), load(&zeroes, 5)), (1, 0));
+            store(&zeroes, 1 << 20, 1);
+            assert_eq!(numbered.populate(0..1 << 20).unwrap_err().errno(), Some(Errno::EBADF));
+            load(&numbered, 1 << 20);
+        });
+        assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
+        assert_eq!(load(&numbered, (1 << 20) + 2), 0);
+    });
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(stderr(&output).contains("arena \"n\": read at offset 1048576"), "{}", text(&output));
 }
 
 #[test]

@@ -11,7 +11,9 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use support::fork::{drop_copy, fork, raw_fork, share, status_of_fork, wait};
 use support::heap::{alloc, free, layout};
-use support::{arena_rss, assert_success, discard, in_child, load, stderr, store, text};
+use support::{
+    arena_rss, assert_success, discard, in_child, load, only_userfaultfd, stderr, store, text,
+};
 
 const CHUNK: usize = 2 << 20;
 
@@ -41,6 +43,7 @@ fn refuses(arena: &Arena, kind: ErrorKind) {
 #[test]
 fn a_raw_clone_can_do_nothing_to_its_parent() {
     assert_success(&in_child("a_raw_clone_can_do_nothing_to_its_parent", "fork", || {
+        only_userfaultfd();
         let arena = templated("index");
         let plain = Arena::builder(1 << 40).reserve().unwrap();
         let (wiped, forbidden) = (OnFork::Wipe, OnFork::Forbid);
@@ -147,6 +150,7 @@ fn pretend_fault(address: *mut u8) {
 fn should_a_raw_clone_have_a_fault_it_is_told_why_it_dies() {
     let name = "should_a_raw_clone_have_a_fault_it_is_told_why_it_dies";
     let output = in_child(name, "fork", || {
+        only_userfaultfd();
         let arena = templated("index");
         store(&arena, 0, 1);
         let before = arena.stats();
@@ -277,6 +281,7 @@ fn a_child_without_a_descriptor_to_spare_loses_its_arenas_and_can_exec() {
     let name = "a_child_without_a_descriptor_to_spare_loses_its_arenas_and_can_exec";
     let run = |role: &str, child: fn(&Arena, &Heap)| {
         let output = in_child(name, role, || {
+            only_userfaultfd();
             let arena = templated("index");
             let heap = support::heap::heap(1 << 30, None);
             store(&arena, 0, 1);

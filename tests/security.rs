@@ -231,7 +231,7 @@ fn a_template_that_shrinks_is_a_violation_or_an_error() {
             assert_eq!(load(&arena, 0), 7);
             load(&arena, 2 * CHUNK + 5);
         });
-        assert_killed(&output, libc::SIGBUS);
+        assert_killed(&output, support::fault_signal());
         let want = format!(
             "lacuna: arena \"shrinks\": read at offset {}: its template cannot be read\n",
             2 * CHUNK + 5

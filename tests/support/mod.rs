@@ -62,6 +62,13 @@ pub(crate) fn fault_signal() -> i32 {
     }
 }
 
+/// Has all arenas of this process use userfaultfd, for tests of what is true of that alone. To be called
+/// first in a child.
+pub(crate) fn only_userfaultfd() {
+    // SAFETY: no other thread of the child looks at the environment.
+    unsafe { std::env::set_var("LACUNA_BACKEND", "userfaultfd") };
+}
+
 /// Has the kernel write `bytes` at `offset`, by read(2) from a pipe.
 pub(crate) fn read_into(arena: &Arena, offset: usize, bytes: &[u8]) -> std::io::Result<usize> {
     let (mut from, mut to) = std::io::pipe()?;

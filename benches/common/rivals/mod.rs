@@ -6,7 +6,7 @@ mod ours;
 mod plain;
 mod segv;
 
-pub(crate) use ours::{lacuna, lacuna_alone};
+pub(crate) use ours::{lacuna, lacuna_alone, lacuna_mprotect};
 
 use super::work::{Content, Work};
 
@@ -75,6 +75,11 @@ impl Rival {
         self.name == HUGE
     }
 
+    /// Whether each chunk with a page of its own costs it mappings, of which there are 65,530.
+    pub(crate) fn needs_mappings(&self) -> bool {
+        self.name.ends_with("Mprotect")
+    }
+
     /// The name, and what part of the work it does.
     pub(crate) fn title(&self) -> String {
         match self.share {
@@ -132,10 +137,10 @@ pub(crate) fn all(content: Content) -> Vec<Rival> {
     rivals
 }
 
-/// The rivals for touches here and there. SIGSEGV + mprotect is none: each touch splits a mapping, and
-/// the kernel has 65,530 for a process.
+/// The rivals for touches here and there. Plain SIGSEGV + mprotect is none: each touch splits a mapping,
+/// and the kernel has 65,530 for a process.
 pub(crate) fn scattered() -> Vec<Rival> {
-    vec![small(), huge(), bare(), monitor(1).share(8), lacuna(), lacuna_alone()]
+    vec![small(), huge(), bare(), monitor(1).share(8), lacuna(), lacuna_alone(), lacuna_mprotect()]
 }
 
 fn plural(pages: usize) -> String {

@@ -3,13 +3,18 @@
 use super::{Memory, Rival};
 use crate::common::page;
 use crate::common::work::{Content, Work};
-use lacuna::{Arena, ArenaBuilder, Template, Window};
+use lacuna::{Arena, ArenaBuilder, Backend, Template, Window};
 
 type Configure = fn(ArenaBuilder<'static>) -> ArenaBuilder<'static>;
 
 /// lacuna as it comes.
 pub(crate) fn lacuna() -> Rival {
     rival("lacuna", |builder| builder)
+}
+
+/// lacuna where userfaultfd is denied.
+pub(crate) fn lacuna_mprotect() -> Rival {
+    rival("lacuna, Backend::Mprotect", |builder| builder.backend(Backend::Mprotect))
 }
 
 /// lacuna in all settings that are compared.
@@ -19,6 +24,7 @@ pub(super) fn all() -> Vec<Rival> {
         rival("lacuna, huge_pages(false)", |builder| builder.huge_pages(false)),
         rival("lacuna, Window::Pages(16)", |builder| builder.window(Window::Pages(16))),
         rival("lacuna, Window::Pages(1)", |builder| builder.window(Window::Pages(1))).slow(true),
+        lacuna_mprotect(),
     ]
 }
 
@@ -28,7 +34,11 @@ pub(crate) fn lacuna_alone() -> Rival {
 }
 
 fn rival(name: &str, configure: Configure) -> Rival {
-    Rival::new(name, move |work| Box::new(Ours(reserve(work, configure))))
+    Rival::new(name, move |work| {
+        let arena = reserve(work, configure);
+        lacuna::take_front().expect("there are few handlers");
+        Box::new(Ours(arena))
+    })
 }
 
 /// The template for a content.
