@@ -176,10 +176,9 @@ impl Cache {
     fn find(&self, bin: &Bin, class: usize) -> *mut u8 {
         loop {
             if let Some(span) = bin.current() {
-                span.collect();
-                let fresh = span.free.get().is_null();
-                let list = if fresh { self.core().carve(span) } else { span.take() };
-                self.found_zeroes.set(fresh && span.is_clean.get());
+                let used = span.take();
+                let list = if used.is_null() { self.core().carve(span) } else { used };
+                self.found_zeroes.set(used.is_null() && span.is_clean.get());
                 if !list.is_null() {
                     // SAFETY: the list is this thread's now.
                     bin.free.set(unsafe { Block::next(list) });
