@@ -86,7 +86,9 @@ impl Cache {
             return self.refill(bin, class);
         }
         // SAFETY: the block is free, and in the list of this thread.
-        bin.free.set(unsafe { Block::next(block) });
+        let next = unsafe { Block::next(block) };
+        Block::prefetch(next);
+        bin.free.set(next);
         bin.count_allocated();
         #[cfg(debug_assertions)]
         self.core().check_allocated(block.cast(), class);
