@@ -3,9 +3,9 @@
 set -euo pipefail
 cargo bench --benches -- --quick
 
-# The rivals' C needs make and a compiler.
-if ! { command -v make && command -v cc; } > /dev/null; then
-    apt-get update -q && apt-get install -qy make gcc
+# The rivals' C and C++ need make and compilers.
+if ! { command -v make && command -v cc && command -v c++; } > /dev/null; then
+    apt-get update -q && apt-get install -qy make gcc g++
 fi
 cd benches/allocators
 cargo fmt --check

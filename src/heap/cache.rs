@@ -86,7 +86,9 @@ impl Cache {
             return self.refill(bin, class);
         }
         // SAFETY: the block is free, and in the list of this thread.
-        bin.free.set(unsafe { Block::next(block) });
+        let next = unsafe { Block::next(block) };
+        Block::prefetch(next);
+        bin.free.set(next);
         bin.count_allocated();
         #[cfg(debug_assertions)]
         self.core().check_allocated(block.cast(), class);
@@ -176,10 +178,9 @@ impl Cache {
     fn find(&self, bin: &Bin, class: usize) -> *mut u8 {
         loop {
             if let Some(span) = bin.current() {
-                span.collect();
-                let fresh = span.free.get().is_null();
-                let list = if fresh { self.core().carve(span) } else { span.take() };
-                self.found_zeroes.set(fresh && span.is_clean.get());
+                let used = span.take();
+                let list = if used.is_null() { self.core().carve(span) } else { used };
+                self.found_zeroes.set(used.is_null() && span.is_clean.get());
                 if !list.is_null() {
                     // SAFETY: the list is this thread's now.
                     bin.free.set(unsafe { Block::next(list) });

@@ -128,9 +128,13 @@ impl Span {
         }
     }
 
-    /// Takes the owner's free blocks.
+    /// Takes the owner's free blocks, or else those that other threads have freed: both count as used
+    /// afterwards, as the latter still did, so nobody needs to go through them.
     pub(crate) fn take(&self) -> *mut Block {
         self.freed.set(0);
-        self.free.replace(ptr::null_mut())
+        match self.free.replace(ptr::null_mut()) {
+            none if none.is_null() => self.remote.take(),
+            list => list,
+        }
     }
 }

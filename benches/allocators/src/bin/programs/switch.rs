@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub const VARIABLE: &str = "ALLOCATOR";
 
 /// The allocators; the first is what the others are compared with.
-pub const NAMES: [&str; 4] = ["lacuna", "mimalloc", "jemalloc", "system"];
+pub const NAMES: [&str; 5] = ["lacuna", "mimalloc", "jemalloc", "snmalloc", "system"];
 
 static LACUNA: lacuna::Lacuna = lacuna::Lacuna::new();
 
@@ -51,6 +51,7 @@ unsafe impl GlobalAlloc for Switch {
                 1 => LACUNA.alloc(layout),
                 2 => mimalloc::MiMalloc.alloc(layout),
                 3 => tikv_jemallocator::Jemalloc.alloc(layout),
+                4 => snmalloc_rs::SnMalloc.alloc(layout),
                 _ => System.alloc(layout),
             }
         }
@@ -63,6 +64,7 @@ unsafe impl GlobalAlloc for Switch {
                 1 => LACUNA.dealloc(block, layout),
                 2 => mimalloc::MiMalloc.dealloc(block, layout),
                 3 => tikv_jemallocator::Jemalloc.dealloc(block, layout),
+                4 => snmalloc_rs::SnMalloc.dealloc(block, layout),
                 _ => System.dealloc(block, layout),
             }
         }
@@ -75,6 +77,7 @@ unsafe impl GlobalAlloc for Switch {
                 1 => LACUNA.alloc_zeroed(layout),
                 2 => mimalloc::MiMalloc.alloc_zeroed(layout),
                 3 => tikv_jemallocator::Jemalloc.alloc_zeroed(layout),
+                4 => snmalloc_rs::SnMalloc.alloc_zeroed(layout),
                 _ => System.alloc_zeroed(layout),
             }
         }
@@ -87,6 +90,7 @@ unsafe impl GlobalAlloc for Switch {
                 1 => LACUNA.realloc(block, layout, size),
                 2 => mimalloc::MiMalloc.realloc(block, layout, size),
                 3 => tikv_jemallocator::Jemalloc.realloc(block, layout, size),
+                4 => snmalloc_rs::SnMalloc.realloc(block, layout, size),
                 _ => System.realloc(block, layout, size),
             }
         }

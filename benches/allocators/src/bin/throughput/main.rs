@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 fn compare(share: usize, rounds: usize, only: &str) {
     for threads in [1, 2, 4] {
         for (workload, steps) in
-            [("larson", 4_000_000), ("mstress", 600_000), ("shifting", 6_000_000)]
+            [("larson", 16_000_000), ("mstress", 16_000_000), ("shifting", 6_000_000)]
         {
             if !workload.contains(only) {
                 continue;
