@@ -120,7 +120,8 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
-    // Neither lock nor thread id are to be taken back: the kernel has emptied their page.
+    // Neither lock nor thread id are to be taken back: their page is empty.
+    process::forget();
     undo(|hooks| (hooks.in_child)());
 }
 

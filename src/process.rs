@@ -4,7 +4,8 @@
 //! A child that fork(3) makes is told so by our hooks. One that a raw clone(2) makes is not, nor is
 //! one whose fork had begun before the hooks were known: the kernel has forgotten there that arenas
 //! are registered, and the userfaultfd that it has inherited acts on the memory of its *parent*. It
-//! finds zeroes here, by one load, and keeps its hands off. A child that shares the memory (of
+//! finds zeroes here, by one load, and keeps its hands off. (Where the kernel does not have that advice, it
+//! is not told apart.) A child that shares the memory (of
 //! vfork(2), posix_spawn(3), a thread) shares this page too, and rightly: a userfaultfd belongs to a
 //! memory, not to a process id.
 //!
@@ -52,9 +53,13 @@ fn map() -> Result<&'static Process, Errno> {
     // advice changes no content; the mapping is this caller's until it is stored.
     unsafe {
         let page = sys::map(ptr::null_mut(), page_size(), protection, MapFlags::MAP_PRIVATE, None)?;
-        if let Err(errno) = sys::advise(page, page_size(), libc::MADV_WIPEONFORK) {
-            let _ = sys::unmap(page, page_size());
-            return Err(errno);
+        match sys::advise(page, page_size(), libc::MADV_WIPEONFORK) {
+            // An old kernel, or gVisor: children that have our hooks empty the page themselves.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(errno) => {
+                let _ = sys::unmap(page, page_size());
+                return Err(errno);
+            }
         }
         let new = page.cast::<Process>();
         let free = ptr::null_mut();
@@ -66,6 +71,17 @@ fn map() -> Result<&'static Process, Errno> {
                 Ok(&*first)
             }
         }
+    }
+}
+
+/// Empties the page in a forked child, where the kernel did not, before anything else is done there.
+pub(crate) fn forget() {
+    let Ok(here) = here() else { return };
+    // Relaxed: no other thread is there. It is the first thing to go, so this happens once.
+    if here.forker.swap(0, Ordering::Relaxed) != 0 {
+        here.armed.store(0, Ordering::Relaxed);
+        // SAFETY: the thread that forked locked it, of which this one is the copy.
+        unsafe { here.forking.force_unlock() };
     }
 }
 

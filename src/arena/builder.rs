@@ -213,7 +213,6 @@ impl<'a> ArenaBuilder<'a> {
         let (buffers, source) = self.source()?;
         let reservation = Mapping::reserve(layout.total)?;
         let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
-        inherit::prepare(self.on_fork, &reservation, offset, layout.len, &tables)?;
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
         let moves = match backend {
@@ -230,6 +229,7 @@ impl<'a> ArenaBuilder<'a> {
                 true
             }
         };
+        inherit::prepare(self.on_fork, &reservation, offset, layout.len, &tables)?;
         let keep = if source.is_ordinary() { self.keep_resident >> page_shift() } else { 0 };
         let huge = self.huge_pages && moves && source.is_ordinary();
 

@@ -44,14 +44,34 @@ fn start_one(backend: Backend) -> Result<()> {
     }
 }
 
+/// What the environment names, once it was read: [`UNREAD`], [`NOTHING`], [`UNKNOWN`], or the place of a
+/// backend in [`KNOWN`]. It is read once: the lock that std has for it can be copied by a fork while
+/// somebody holds it.
+static NAMED: AtomicU32 = AtomicU32::new(UNREAD);
+const UNREAD: u32 = 0;
+const NOTHING: u32 = 1;
+const UNKNOWN: u32 = 2;
+const FIRST: u32 = 3;
+const KNOWN: [Backend; 2] = [Backend::Userfaultfd, Backend::Mprotect];
+
 /// The backend that the environment names.
 fn named() -> Result<Option<Backend>> {
-    let Some(value) = std::env::var_os(VARIABLE) else { return Ok(None) };
-    let known = [Backend::Userfaultfd, Backend::Mprotect];
-    match known.into_iter().find(|backend| value == backend.name()) {
-        Some(backend) => Ok(Some(backend)),
-        None if value.is_empty() => Ok(None),
-        None => Err(Error::new(Operation::Reserve, ErrorKind::UnknownBackend)),
+    if NAMED.load(Ordering::Relaxed) == UNREAD {
+        let named = match std::env::var_os(VARIABLE) {
+            None => NOTHING,
+            Some(value) if value.is_empty() => NOTHING,
+            Some(value) => match KNOWN.iter().position(|backend| value == backend.name()) {
+                Some(place) => FIRST + place as u32,
+                None => UNKNOWN,
+            },
+        };
+        // Relaxed: whoever reads it as well finds the same.
+        NAMED.store(named, Ordering::Relaxed);
+    }
+    match NAMED.load(Ordering::Relaxed) {
+        NOTHING => Ok(None),
+        UNKNOWN => Err(Error::new(Operation::Reserve, ErrorKind::UnknownBackend)),
+        place => Ok(KNOWN.get((place - FIRST) as usize).copied()),
     }
 }
 

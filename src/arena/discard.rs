@@ -137,10 +137,22 @@ impl<'a> Batch<'a> {
         let first = self.iter().find_map(|chunk| self.present(&chunk, pages).next());
         let last = self.iter().rev().find_map(|chunk| self.present(&chunk, pages).next_back());
         if let (Some(first), Some(last)) = (first, last) {
-            drop_pages(self.region, first..last + 1)?;
+            drop_pages(self.region, first..last + 1).inspect_err(|_| self.salvage(pages))?;
         }
         self.iter().for_each(|chunk| self.forget(&chunk, pages));
         Ok(())
+    }
+
+    /// After pages could not be dropped, all of them: what is gone counts as discarded, and what is not
+    /// is made accessible again. (With userfaultfd a page that is gone comes back by itself.)
+    #[cold]
+    fn salvage(&self, pages: &Range<usize>) {
+        if self.region.backend == Backend::Mprotect {
+            for chunk in self.iter() {
+                lend::release_dropped(self.region, &chunk, self.part(&chunk, pages));
+                protect::reopen(self.region, &chunk, self.part(&chunk, pages));
+            }
+        }
     }
 
     /// The first and the last of `pages` that are present in `chunk`.
@@ -170,6 +182,10 @@ impl<'a> Batch<'a> {
         let lent = chunk.lent().map_or(0, |lent| lent.clear(part.clone()));
         let resident = chunk.resident.clear(part);
         self.region.ledger.release(resident as u64, lent as u64);
+        if self.region.backend == Backend::Mprotect && chunk.count_present() == 0 {
+            // Lent no more: all of it is out of reach.
+            chunk.state.set_recalled(false);
+        }
         if self.region.lends && !chunk.state.is_lent() {
             lend::unmark(self.region, chunk.index);
         }

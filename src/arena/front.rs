@@ -99,8 +99,7 @@ pub(crate) fn signals() -> impl Iterator<Item = Signal> {
 /// ```
 #[must_use]
 pub fn is_in_front() -> bool {
-    Layers::of(Signal::Bus).is_installed()
-        && signals().all(|signal| layer_of(&disposition(signal)).is_some())
+    signals().next().is_some() && signals().all(|signal| layer_of(&disposition(signal)).is_some())
 }
 
 /// Puts lacuna's handler in front of one that somebody has installed over it.

@@ -79,8 +79,13 @@ pub(super) fn prepare(reservation: &Mapping) -> Result<()> {
     let page = page_size();
     reservation.forbid_huge_pages(0, reservation.len())?;
     reservation.open(0, page)?;
-    // SAFETY: the page is accessible, and nobody else's.
-    unsafe { reservation.base().write_volatile(0) };
+    let base = reservation.base().as_ptr();
+    // SAFETY: the page is accessible, and nobody else's; populating changes no content.
+    unsafe {
+        base.write_volatile(0);
+        let populated = sys::advise(base, page, libc::MADV_POPULATE_WRITE);
+        protect::set_populates(populated != Err(Errno::EINVAL));
+    }
     reservation.close(0, page)?;
     reservation.empty(0, page)
 }

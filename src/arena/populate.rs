@@ -4,10 +4,12 @@ use super::Arena;
 use crate::Errno;
 use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::backend::Backend;
 use crate::fault::decode::Access;
 use crate::fault::fill::add;
 use crate::fault::ledger::Charge;
 use crate::fault::lend::is_exhausted;
+use crate::fault::merge::merge_any;
 use crate::fault::region::Region;
 use crate::fault::resolve::{fill_whole, pause};
 use crate::fault::signals::SignalsBlocked;
@@ -26,6 +28,8 @@ enum Attempt {
     Busy,
     /// The budget is full of pages that are there, some of them maybe in lent chunks.
     Exhausted,
+    /// The process has no mapping left for a run of present pages.
+    Unmapped,
 }
 
 /// How often a page may be found neither recorded nor installable before that is an error: another
@@ -98,6 +102,8 @@ impl Arena {
                 Some(Ok(Attempt::Exhausted)) => {
                     return Err(Cause::Kind(ErrorKind::BudgetExhausted));
                 }
+                Some(Ok(Attempt::Unmapped)) if merge_any(&self.pin()) => {}
+                Some(Ok(Attempt::Unmapped)) => return Err(Cause::Os(Errno::ENOMEM)),
                 Some(Ok(Attempt::Done)) | None => return Ok(()),
                 Some(Err(cause)) => return Err(cause),
             }
@@ -113,7 +119,7 @@ enum Cause {
 
 /// Installs the absent pages of `part`, as a filler of `chunk`.
 fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
-    if chunk.state.is_lent() {
+    if chunk.state.is_lent() && chunk.present().next_clear(part.clone()) == part.end {
         return populate_lent(region, chunk, part);
     }
     // Relaxed: see where it is cleared.
@@ -125,7 +131,11 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
         let present = chunk.present();
         let start = present.next_clear(part.clone());
         if start == part.end {
-            return Ok(Attempt::Done);
+            // A chunk that could not be taken back whole is lent in part.
+            return match chunk.state.is_lent() {
+                true => populate_lent(region, chunk, part),
+                false => Ok(Attempt::Done),
+            };
         }
         let gap = start..present.next_set(start..part.end);
         let pages = match region.ledger.charge(gap.len() as u64, region.budget) {
@@ -140,6 +150,9 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
                 return Ok(Attempt::Again(errno));
             }
             Some(Errno::EBUSY) => return Ok(Attempt::Busy),
+            Some(Errno::ENOMEM) if region.backend == Backend::Mprotect => {
+                return Ok(Attempt::Unmapped);
+            }
             Some(Errno::EFAULT) => return Err(Cause::Kind(ErrorKind::TemplateUnreadable)),
             Some(errno) => return Err(Cause::Os(errno)),
         }

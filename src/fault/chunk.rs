@@ -14,6 +14,8 @@ const CLAIMED: u32 = 1 << 31;
 const LENT: u32 = 1 << 30;
 /// The chunk was recalled because the budget was needed: it is not lent again.
 const KEPT: u32 = 1 << 29;
+/// Pages that are present may be out of reach: something failed half-way (Backend::Mprotect).
+const SHUT: u32 = 1 << 28;
 /// One lonely fault, counted in the bits from here on, up to [`LONELY_MAX`].
 const LONELY: u32 = 1 << 16;
 const LONELY_MAX: u32 = 0xff;
@@ -111,6 +113,16 @@ impl ChunkState {
         let keep = if keep { KEPT } else { 0 };
         self.0.fetch_or(keep, Ordering::Relaxed);
         self.0.fetch_and(!LENT, Ordering::Relaxed);
+    }
+
+    /// Its owner could not make pages accessible that are present.
+    pub(crate) fn set_shut(&self) {
+        self.0.fetch_or(SHUT, Ordering::Relaxed);
+    }
+
+    /// Whether that ever happened.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & SHUT != 0
     }
 
     /// Its owner emptied it: what was learned of how it is used is forgotten.

@@ -5,7 +5,7 @@ use super::layers::LAYERS;
 use super::region::Region;
 use super::registry::Lookup;
 use super::signals::{RAISED, Signal, SignalsBlocked};
-use super::violation::{self, Bound, Violation};
+use super::violation::{self, Refusal, Violation};
 use super::{REGISTRY, chain, resolve};
 use crate::fork::current_thread;
 use crate::process;
@@ -178,17 +178,25 @@ unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void)
     // install would go to the parent.
     let result = match process::is_armed() {
         true => resolve::resolve(&region, page, access),
-        false => Err(Bound::ForkedWithoutHooks),
+        false => Err(Refusal::ForkedWithoutHooks),
     };
-    if let Err(bound) = result {
-        violate(signal, &region, address, access, bound);
+    match result {
+        Ok(()) => true,
+        Err(refusal) => violate(signal, &region, address, access, refusal),
     }
-    true
 }
 
-/// Kept out of the handler's frame.
+/// Ends the process, unless the fault is foreign: false then. Kept out of the handler's frame.
 #[cold]
 #[inline(never)]
-fn violate(signal: Signal, region: &Region, address: usize, access: Access, bound: Bound) {
+fn violate(
+    signal: Signal,
+    region: &Region,
+    address: usize,
+    access: Access,
+    refusal: Refusal,
+) -> bool {
+    let Some(bound) = refusal.bound(region) else { return false };
     violation::die(signal, &Violation::new(region, address, access, bound));
+    true
 }

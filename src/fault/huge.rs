@@ -6,7 +6,6 @@
 //! would also free a page that somebody had put there meanwhile; so all this is done by the owner
 //! of a chunk without any page. Before 6.14 the kernel splits the page and moves its parts.
 
-use super::backend::Backend;
 use super::ledger::Charge;
 use super::protect;
 use super::region::Region;
@@ -24,31 +23,16 @@ use nix::errno::Errno;
 /// present now; if not, what is present is recorded all the same.
 #[inline(never)]
 pub(crate) fn fill_chunk(region: &Region, chunk: &Chunk<'_>) -> bool {
-    let pages = region.chunk_pages();
-    let promised = match region.ledger.charge(pages as u64, region.budget) {
-        Charge::Promised(promised) => promised,
-        Charge::Pending | Charge::Exhausted => return false,
-    };
-    let (resident, lent) = match region.backend {
-        _ if promised != pages as u64 => (0, 0),
-        Backend::Userfaultfd => (fill_by_move(region, chunk), 0),
-        Backend::Mprotect => fill_in_place(region, chunk),
-    };
-    let done = resident.wrapping_add(lent);
-    if done > 0 {
-        region.tables.summary().set(chunk.index);
-    }
-    region.ledger.settle(promised, resident as u64, lent as u64);
-    done == pages
+    let Some(pages) = promise(region) else { return false };
+    let done = STAGING.claim().map_or(0, |slot| fill_from(region, chunk, &slot));
+    settle(region, chunk, pages, done, 0)
 }
 
-fn fill_by_move(region: &Region, chunk: &Chunk<'_>) -> usize {
-    STAGING.claim().map_or(0, |slot| fill_from(region, chunk, &slot))
-}
-
-/// Where nothing is registered, the kernel makes huge pages itself. What is lent comes after what is
-/// resident.
-fn fill_in_place(region: &Region, chunk: &Chunk<'_>) -> (usize, usize) {
+/// The same where nothing is registered: the kernel makes huge pages in their place. What is lent comes
+/// after what is resident.
+#[inline(never)]
+pub(crate) fn fill_chunk_in_place(region: &Region, chunk: &Chunk<'_>) -> bool {
+    let Some(pages) = promise(region) else { return false };
     let (resident, lent) = protect::fill_chunk(region, chunk);
     if resident > 0 {
         chunk.resident.set(0..resident);
@@ -56,7 +40,30 @@ fn fill_in_place(region: &Region, chunk: &Chunk<'_>) -> (usize, usize) {
     if lent > 0 {
         chunk.lend().set(resident..resident.wrapping_add(lent));
     }
-    (resident, lent)
+    settle(region, chunk, pages, resident, lent)
+}
+
+/// A promise of a whole chunk's pages, or none.
+fn promise(region: &Region) -> Option<u64> {
+    let pages = region.chunk_pages() as u64;
+    match region.ledger.charge(pages, region.budget) {
+        Charge::Promised(promised) if promised == pages => Some(pages),
+        Charge::Promised(promised) => {
+            region.ledger.settle(promised, 0, 0);
+            None
+        }
+        Charge::Pending | Charge::Exhausted => None,
+    }
+}
+
+/// Redeems the promise; tells whether all of the chunk is present.
+fn settle(region: &Region, chunk: &Chunk<'_>, pages: u64, resident: usize, lent: usize) -> bool {
+    let done = resident.wrapping_add(lent);
+    if done > 0 {
+        region.tables.summary().set(chunk.index);
+    }
+    region.ledger.settle(pages, resident as u64, lent as u64);
+    done as u64 == pages
 }
 
 /// Makes the chunk's content in `slot` and moves it into place; tells how many pages arrived.

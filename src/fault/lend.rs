@@ -51,14 +51,16 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
         Charge::Pending | Charge::Exhausted => 0,
     };
     let allowed = promised == absent && pages.end <= region.limit();
-    let lent = allowed && unregister(region, chunk.index);
+    // More than none and fewer than all of them only if it failed half-way.
+    let first = if allowed { unregister(region, chunk.index) } else { 0 };
+    let lent = first == pages.len();
+    let count = if first > 0 { chunk.lend_absent(first) } else { 0 };
     if lent {
-        chunk.lend_absent(pages.len());
         chunk.state.set_lent();
     } else {
         MAPPINGS.release(region, chunk.index);
     }
-    region.ledger.settle(promised, 0, if lent { absent } else { 0 });
+    region.ledger.settle(promised, 0, count as u64);
     lent
 }
 
@@ -70,6 +72,11 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
 pub(crate) fn recall(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(), Errno> {
     take_back(region, chunk, keep)?;
     let result = release_missing(region, chunk);
+    if region.backend == Backend::Mprotect {
+        // Until then the rest of the chunk is still the kernel's to fill.
+        result?;
+        chunk.state.set_recalled(keep);
+    }
     unmark(region, chunk.index);
     result
 }
@@ -84,7 +91,14 @@ fn release_missing(region: &Region, chunk: &Chunk<'_>) -> Result<(), Errno> {
     let mut missing = 0u64;
     let mut result = Ok(());
     for page in 0..pages.len() {
-        match is_missing(region, &pagemap, pages.start.wrapping_add(page)) {
+        let is_missing = match region.backend {
+            Backend::Userfaultfd => pagemap.is_missing(region, pages.start.wrapping_add(page)),
+            Backend::Mprotect => {
+                let page = pages.start.wrapping_add(page);
+                protect::close_if_missing(region, chunk, &pagemap, page)
+            }
+        };
+        match is_missing {
             Ok(false) => {}
             Ok(true) => {
                 let was_lent = chunk.lend().clear_one(page);
@@ -100,31 +114,14 @@ fn release_missing(region: &Region, chunk: &Chunk<'_>) -> Result<(), Errno> {
     result
 }
 
-/// Whether the kernel has not filled a page of a chunk that was just taken back. If so, it will not do
-/// so any more.
-#[inline(always)]
-fn is_missing(region: &Region, pagemap: &Pagemap, page: usize) -> Result<bool, Errno> {
-    let missing = pagemap.is_missing(region, page)?;
-    if !missing || region.backend == Backend::Userfaultfd {
-        return Ok(missing);
-    }
-    // It may fill the page until that is out of reach.
-    let alone = page..page.wrapping_add(1);
-    protect::close(region, alone.clone())?;
-    let missing = pagemap.is_missing(region, page);
-    match missing {
-        Ok(true) => {}
-        _ => protect::open(region, alone)?,
-    }
-    missing
-}
-
 /// The first half of [`recall`], which is enough where every page is dropped next: the chunk's missing
 /// pages fault again, but all of them stay charged. [`unmark`] it when they no longer are.
 #[inline(always)]
 pub(crate) fn take_back(region: &Region, chunk: &Chunk<'_>, keep: bool) -> Result<(), Errno> {
-    register(region, chunk.index)?;
-    chunk.state.set_recalled(keep);
+    if region.backend == Backend::Userfaultfd {
+        register(region, chunk.index)?;
+        chunk.state.set_recalled(keep);
+    }
     Ok(())
 }
 
@@ -149,12 +146,20 @@ pub(crate) fn is_exhausted(region: &Region) -> bool {
     region.ledger.is_full(region.budget)
 }
 
-/// Takes back the next lent chunk of a region, whose budget is full, from the handler of a fault
-/// elsewhere. False if there is none.
+/// How many lent chunks are tried when the kernel does not give back the first.
+const TRIES: u32 = 8;
+
+/// Takes back a lent chunk of a region, whose budget is full, from the handler of a fault elsewhere. False
+/// if there is none that can be had.
 #[inline(always)]
 fn recall_any(region: &Region) -> bool {
+    (0..TRIES).any(|_| recall_next(region))
+}
+
+#[inline(always)]
+fn recall_next(region: &Region) -> bool {
     let Some(index) = next_lent(region, region.hand.load(Ordering::Relaxed)) else { return false };
-    region.hand.store(index, Ordering::Relaxed);
+    region.hand.store(index.wrapping_add(1), Ordering::Relaxed);
     let Some(chunk) = region.tables.chunk(index) else { return false };
     if !chunk.own() {
         // Somebody is changing it: look again.
@@ -206,10 +211,12 @@ pub(crate) fn reconcile(
     chunk: &Chunk<'_>,
     pagemap: &Pagemap,
 ) -> Result<(), Errno> {
-    pagemap.visit(region, chunk.index, &mut |pages, page| {
-        if !pages.is_empty() {
-            correct(region, chunk, pages, page);
+    pagemap.visit(region, chunk.index, &mut |pages, page| match page {
+        _ if pages.is_empty() => {}
+        Page::Absent if region.backend == Backend::Mprotect => {
+            correct_absent(region, chunk, pagemap, pages);
         }
+        _ => correct(region, chunk, pages, page),
     })
 }
 
@@ -236,46 +243,71 @@ fn correct(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, page: Page) 
         Page::Absent => {
             ledger.release(chunk.resident.clear(pages.clone()) as u64, 0);
             if !chunk.state.is_lent() {
-                let lent = chunk.lent().map_or(0, |lent| lent.clear(pages.clone()));
-                ledger.release(0, lent as u64);
-                if region.backend == Backend::Mprotect {
-                    let first = region.pages_of(chunk.index).start;
-                    let pages = first.wrapping_add(pages.start)..first.wrapping_add(pages.end);
-                    // Should it fail, the kernel fills them uncharged until the next measuring.
-                    let _ = protect::close(region, pages);
-                }
+                ledger.release(0, chunk.lent().map_or(0, |lent| lent.clear(pages)) as u64);
             }
         }
     }
 }
 
-/// Has the kernel fill the chunk's missing pages by itself.
-fn unregister(region: &Region, index: usize) -> bool {
+/// The same for absent pages that are accessible: they are only once that has been taken back.
+fn correct_absent(region: &Region, chunk: &Chunk<'_>, pagemap: &Pagemap, pages: Range<usize>) {
+    if chunk.state.is_lent() {
+        return;
+    }
+    let first = region.pages_of(chunk.index).start;
+    for page in pages {
+        let is_missing = || {
+            let page = first.wrapping_add(page);
+            protect::close_if_missing(region, chunk, pagemap, page) == Ok(true)
+        };
+        if chunk.is_present(page) && is_missing() {
+            let lent = chunk.lent().is_some_and(|lent| lent.clear_one(page));
+            let resident = chunk.resident.clear_one(page);
+            region.ledger.release(u64::from(resident), u64::from(lent));
+        }
+    }
+}
+
+/// Takes those of `pages` of a chunk, all of them out of reach, that the kernel has dropped out of the bits
+/// and the counters. If it does not tell, they stay there.
+pub(crate) fn release_dropped(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>) {
+    let Ok(pagemap) = Pagemap::open() else { return };
+    let first = region.pages_of(chunk.index).start;
+    for page in pages.filter(|page| chunk.is_present(*page)) {
+        if pagemap.is_missing(region, first.wrapping_add(page)) == Ok(true) {
+            let lent = chunk.lent().is_some_and(|lent| lent.clear_one(page));
+            let resident = chunk.resident.clear_one(page);
+            region.ledger.release(u64::from(resident), u64::from(lent));
+        }
+    }
+}
+
+/// Has the kernel fill the chunk's missing pages by itself; tells of how many of its first pages that is
+/// true now.
+fn unregister(region: &Region, index: usize) -> usize {
     let (start, len) = span(region, index);
+    let pages = region.pages_of(index);
+    let count = pages.len();
     let done = match region.backend {
         Backend::Userfaultfd => uffd().is_ok_and(|uffd| {
             // SAFETY: the chunk is of zeroes, as the kernel fills it, and its owner has charged all of it.
             unsafe { uffd.unregister(start, len) }.is_ok()
         }),
-        Backend::Mprotect => protect::open(region, region.pages_of(index)).is_ok(),
+        Backend::Mprotect => protect::open(region, pages.clone()).is_ok(),
     };
-    if !done {
-        if region.backend == Backend::Mprotect {
-            // Part of it may be accessible now. What somebody wrote there stays.
-            let _ = protect::close(region, region.pages_of(index));
-        }
-        // Most likely there are no more mappings to be had.
-        MAPPINGS.most.store(MAPPINGS.used.load(Ordering::Relaxed), Ordering::Relaxed);
+    if done {
+        return count;
     }
-    done
+    // Most likely there are no more mappings to be had.
+    MAPPINGS.most.store(MAPPINGS.used.load(Ordering::Relaxed), Ordering::Relaxed);
+    match region.backend {
+        Backend::Userfaultfd => 0,
+        Backend::Mprotect => protect::count_opened(region, pages).min(count.saturating_sub(1)),
+    }
 }
 
-/// Has the chunk's missing pages fault again. Without userfaultfd that is done page by page, or when
-/// they are dropped.
+/// Has the chunk's missing pages fault again.
 fn register(region: &Region, index: usize) -> Result<(), Errno> {
-    if region.backend == Backend::Mprotect {
-        return Ok(());
-    }
     let (start, len) = span(region, index);
     // SAFETY: the chunk is part of a reservation of ours.
     match unsafe { uffd()?.register(start, len, RegisterMode::MISSING) } {

@@ -8,29 +8,47 @@ use super::region::Region;
 use super::tables::Chunk;
 use crate::atomic::Ordering;
 use core::ops::Range;
+use nix::errno::Errno;
 
 /// Makes room for mappings; false if there is none to be made, or the budget does not allow it.
 #[cold]
 #[inline(never)]
 pub(crate) fn merge_any(region: &Region) -> bool {
     let hand = region.hand.load(Ordering::Relaxed);
-    let Some(index) = next_divided(region, hand).or_else(|| next_divided(region, 0)) else {
-        return false;
-    };
-    region.hand.store(index.wrapping_add(1), Ordering::Relaxed);
-    let Some(chunk) = region.tables.chunk(index) else { return false };
-    if !chunk.own() {
-        // Somebody is changing it: look again.
-        return true;
-    }
-    let mut merged = false;
-    while let Some(gap) = first_gap(region, &chunk) {
-        if !fill_gap(region, &chunk, gap) {
-            break;
+    merge_one_of(region, hand..usize::MAX) || merge_one_of(region, 0..hand)
+}
+
+/// Makes one run of the runs of one of these chunks, or finds that somebody else does.
+fn merge_one_of(region: &Region, chunks: Range<usize>) -> bool {
+    let mut from = chunks.start;
+    while let Some(index) = next_divided(region, from).filter(|index| *index < chunks.end) {
+        from = index.wrapping_add(1);
+        region.hand.store(from, Ordering::Relaxed);
+        let Some(chunk) = region.tables.chunk(index) else { return false };
+        // If it has an owner, or has been made one meanwhile, it is worth looking again.
+        if !chunk.own() {
+            return true;
         }
-        merged = true;
+        let merged = merge(region, &chunk);
+        chunk.state.release();
+        if merged {
+            return true;
+        }
     }
-    chunk.state.release();
+    false
+}
+
+/// Fills the gaps of a chunk, as its owner; false if not even the first could be filled.
+fn merge(region: &Region, chunk: &Chunk<'_>) -> bool {
+    let Some(mut gap) = first_gap(region, chunk) else { return true };
+    let mut merged = false;
+    while fill_gap(region, chunk, gap) {
+        merged = true;
+        match first_gap(region, chunk) {
+            Some(next) => gap = next,
+            None => break,
+        }
+    }
     merged
 }
 
@@ -62,7 +80,8 @@ fn fill_gap(region: &Region, chunk: &Chunk<'_>, gap: Range<usize>) -> bool {
     let wanted = gap.len() as u64;
     match region.ledger.charge(wanted, region.budget) {
         Charge::Promised(promised) if promised == wanted => {
-            add(region, chunk, gap, Access::Write).stopped_by.is_none()
+            // All buffers of a page function may be in use.
+            matches!(add(region, chunk, gap, Access::Write).stopped_by, None | Some(Errno::EBUSY))
         }
         Charge::Promised(promised) => {
             region.ledger.settle(promised, 0, 0);

@@ -8,9 +8,12 @@
 
 use super::decode::Access;
 use super::fill::{Step, generate};
+use super::pagemap::Pagemap;
 use super::region::Region;
+use super::resolve::is_accessible;
 use super::source::Content;
 use super::tables::Chunk;
+use super::violation::Refusal;
 use crate::atomic::{AtomicU32, Ordering};
 use crate::page::CHUNK;
 use crate::sys::{self, seam::Call};
@@ -166,6 +169,44 @@ fn write_template(region: &Region, pages: Range<usize>) -> Result<usize, Errno> 
     Ok(pages.end)
 }
 
+/// What a fault on a page of a chunk of this thread's comes to, if the page is said to be present, or could
+/// not be installed: `errno` tells why.
+#[cold]
+pub(super) fn verify(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    page: usize,
+    access: Access,
+    errno: Errno,
+) -> Result<(), Refusal> {
+    let at = region.pages_of(chunk.index).start.wrapping_add(page);
+    if !chunk.is_present(page) {
+        return Err(Refusal::Unresolvable(errno));
+    }
+    // Before Linux 5.14 it cannot be asked, and is made accessible in any case.
+    let populates = POPULATES.load(Ordering::Relaxed) != 0;
+    if populates && is_accessible(region, at, access) {
+        // Another thread was faster.
+        return Ok(());
+    }
+    if populates && !chunk.state.is_shut() {
+        return Err(Refusal::Foreign);
+    }
+    open(region, at..at.wrapping_add(1)).map_err(|errno| match errno {
+        Errno::ENOMEM => Refusal::OutOfMemory,
+        errno => Refusal::Unresolvable(errno),
+    })
+}
+
+/// 1 if the kernel knows MADV_POPULATE_READ and _WRITE, since 5.14.
+static POPULATES: AtomicU32 = AtomicU32::new(0);
+
+/// Says whether the kernel knows them.
+pub(crate) fn set_populates(populates: bool) {
+    // Relaxed: stored before the first region that needs it is published, and published with it.
+    POPULATES.store(u32::from(populates), Ordering::Relaxed);
+}
+
 /// Makes pages accessible.
 pub(crate) fn open(region: &Region, pages: Range<usize>) -> Result<(), Errno> {
     set(region, pages, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
@@ -178,20 +219,51 @@ pub(crate) fn close(region: &Region, pages: Range<usize>) -> Result<(), Errno> {
 
 /// After `pages` could not be made accessible: tells how many of the first are all the same, since the
 /// kernel goes from mapping to mapping, and drops what the others hold. It has no mapping left, mostly.
-#[cold]
-#[inline(never)]
 fn keep_opened(region: &Region, pages: Range<usize>) -> usize {
-    let is_open = |page: &usize| {
-        let start = ptr::with_exposed_provenance_mut(region.address_of(*page));
-        // SAFETY: populating changes no content.
-        unsafe {
-            sys::advise(start, 1usize.wrapping_shl(region.page_shift), libc::MADV_POPULATE_READ)
-        }
-        .is_ok()
-    };
-    let opened = pages.clone().take_while(is_open).count();
+    let opened = count_opened(region, pages.clone());
     let _ = drop_pages(region, pages.start.wrapping_add(opened)..pages.end);
     opened
+}
+
+/// How many of the first of `pages` are accessible.
+#[cold]
+#[inline(never)]
+pub(crate) fn count_opened(region: &Region, pages: Range<usize>) -> usize {
+    pages.take_while(|page| sys::is_readable(region.address_of(*page))).count()
+}
+
+/// Whether the kernel has not filled a page that is accessible. If so, it will not do so any more.
+///
+/// Asked twice, since it may fill the page until that is out of reach.
+#[inline(always)]
+pub(crate) fn close_if_missing(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    pagemap: &Pagemap,
+    page: usize,
+) -> Result<bool, Errno> {
+    if !pagemap.is_missing(region, page)? {
+        return Ok(false);
+    }
+    let alone = page..page.wrapping_add(1);
+    close(region, alone.clone())?;
+    let missing = pagemap.is_missing(region, page);
+    if missing != Ok(true) && open(region, alone).is_err() {
+        chunk.state.set_shut();
+    }
+    missing
+}
+
+/// Makes the present ones of `pages` of a chunk accessible again, after they could not be dropped.
+#[cold]
+pub(crate) fn reopen(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>) {
+    let first = region.pages_of(chunk.index).start;
+    for page in pages.filter(|page| chunk.is_present(*page)) {
+        let page = first.wrapping_add(page);
+        if open(region, page..page.wrapping_add(1)).is_err() {
+            chunk.state.set_shut();
+        }
+    }
 }
 
 #[inline(always)]

@@ -98,7 +98,8 @@ impl Region {
     /// Whether this is the signal that the kernel raises for the region's missing pages; any other
     /// has a cause that is none of ours.
     pub(crate) fn raises(&self, signal: Signal) -> bool {
-        self.backend.signal() == signal
+        // Relaxed: set before anybody has a block of the heap's.
+        self.backend.signal() == signal && self.handed_over.load(Ordering::Relaxed) == 0
     }
 
     /// Pages of a whole chunk.

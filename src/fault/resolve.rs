@@ -4,7 +4,7 @@ use super::backend::Backend;
 use super::bits::Snapshot;
 use super::decode::Access;
 use super::fill::{add, fill};
-use super::huge::fill_chunk;
+use super::huge::{fill_chunk, fill_chunk_in_place};
 use super::ledger::Charge;
 use super::lend::{is_exhausted, lend};
 use super::merge::merge_any;
@@ -13,7 +13,7 @@ use super::region::{Counters, Region};
 use super::source::Source;
 use super::tables::Chunk;
 use super::tuning::LONELY_PAGES;
-use super::violation::Bound;
+use super::violation::Refusal;
 use crate::atomic::Ordering;
 use crate::sys;
 use core::ops::Range;
@@ -58,14 +58,14 @@ const ATTEMPTS: u32 = 10;
 ///
 /// Part of the handler's frame: one of its own would take another 100 bytes.
 #[inline(always)]
-pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<(), Bound> {
+pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<(), Refusal> {
     Counters::count(&region.counters.faults);
     let limit = region.limit();
     if page >= limit {
-        return Err(past_limit(region, limit));
+        return Err(Refusal::Limit);
     }
     let Some((chunk, index)) = region.chunk_of(page) else {
-        return Err(Bound::Unresolvable(Errno::ENOENT));
+        return Err(Refusal::Unresolvable(Errno::ENOENT));
     };
     if !region.enter(&chunk) {
         // Somebody else changes what is here; the work is short.
@@ -97,21 +97,19 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     region.leave(&chunk);
     match result {
         // Not while inside a chunk: another fault may be recalling that very one.
-        Err(Bound::Budget(_)) if !is_exhausted(region) => Ok(()),
-        Err(Bound::OutOfMemory) if region.backend == Backend::Mprotect && merge_any(region) => {
-            Ok(())
-        }
+        Err(refusal) if make_room(region, refusal) => Ok(()),
         result => result,
     }
 }
 
-/// Which bound the limit stands for.
+/// Whether what a fault was refused for can be had from elsewhere: then the instruction runs again.
 #[cold]
 #[inline(never)]
-fn past_limit(region: &Region, limit: usize) -> Bound {
-    match region.is_forbidden() {
-        true => Bound::NotInherited,
-        false => Bound::Limit(limit.wrapping_shl(region.page_shift)),
+fn make_room(region: &Region, refusal: Refusal) -> bool {
+    match refusal {
+        Refusal::Budget => !is_exhausted(region),
+        Refusal::OutOfMemory => region.backend == Backend::Mprotect && merge_any(region),
+        _ => false,
     }
 }
 
@@ -150,7 +148,7 @@ fn install(
     window: Range<usize>,
     page: usize,
     access: Access,
-) -> Result<(), Bound> {
+) -> Result<(), Refusal> {
     let mut result = attempt(region, chunk, window, page, access);
     let mut attempts = ATTEMPTS;
     loop {
@@ -162,7 +160,7 @@ fn install(
             }
             Attempt::Exhausted if chunk.is_present(page) => return Ok(()),
             Attempt::Exhausted => {
-                return Err(Bound::Budget((region.budget as usize) << region.page_shift));
+                return Err(Refusal::Budget);
             }
             // The window met something on its way: the page alone, then.
             Attempt::Short => {}
@@ -170,8 +168,8 @@ fn install(
                 attempts = attempts.wrapping_sub(1);
                 pause(1_000_000);
             }
-            Attempt::Stopped(Errno::ENOMEM) => return Err(Bound::OutOfMemory),
-            Attempt::Stopped(Errno::EFAULT) => return Err(Bound::TemplateUnreadable),
+            Attempt::Stopped(Errno::ENOMEM) => return Err(Refusal::OutOfMemory),
+            Attempt::Stopped(Errno::EFAULT) => return Err(Refusal::TemplateUnreadable),
             Attempt::Stopped(errno) => return verify(region, chunk, page, access, errno),
         }
         result = attempt(region, chunk, alone(page), page, access);
@@ -211,7 +209,11 @@ fn wants_huge(region: &Region, access: Access) -> bool {
 #[inline(never)]
 pub(crate) fn fill_whole(region: &Region, chunk: &Chunk<'_>) -> bool {
     // Looked at again: another filler may have come and gone before.
-    region.alone(chunk, || chunk.present().is_empty() && fill_chunk(region, chunk))
+    let fill = match region.backend {
+        Backend::Userfaultfd => fill_chunk,
+        Backend::Mprotect => fill_chunk_in_place,
+    };
+    region.alone(chunk, || chunk.present().is_empty() && fill(region, chunk))
 }
 
 /// Installs as much of `window` as the budget allows, the faulting page before all.
@@ -258,16 +260,11 @@ fn verify(
     page: usize,
     access: Access,
     errno: Errno,
-) -> Result<(), Bound> {
+) -> Result<(), Refusal> {
     Counters::count(&region.counters.raced);
     let page_index = region.pages_of(chunk.index).start.saturating_add(page);
     if region.backend == Backend::Mprotect {
-        // Another thread was faster, or what is there was out of reach.
-        let page_alone = page_index..page_index.saturating_add(1);
-        return match chunk.is_present(page) {
-            true => protect::open(region, page_alone).map_err(Bound::Unresolvable),
-            false => Err(Bound::Unresolvable(errno)),
-        };
+        return protect::verify(region, chunk, page, access, errno);
     }
     if is_accessible(region, page_index, access) {
         return Ok(());
@@ -285,14 +282,14 @@ fn verify(
             }
         }
     }
-    Err(Bound::Unresolvable(errno))
+    Err(Refusal::Unresolvable(errno))
 }
 
 /// Asks the kernel to fault the page in by itself, as madvise(2) MADV_POPULATE_READ or _WRITE does
 /// without changing it (since Linux 5.14). EFAULT means that it could only raise SIGBUS again, and
 /// EHWPOISON that the page is poisoned; any other failure is one that the instruction meets without
 /// us.
-fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
+pub(super) fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
     let advice = match access {
         Access::Read => libc::MADV_POPULATE_READ,
         Access::Write => libc::MADV_POPULATE_WRITE,
@@ -300,7 +297,11 @@ fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
     let start = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     // SAFETY: populating changes no content, and the page is part of a reservation of ours.
     let result = unsafe { sys::advise(start, 1 << region.page_shift, advice) };
-    !matches!(result, Err(Errno::EFAULT | Errno::EHWPOISON))
+    match region.backend {
+        Backend::Userfaultfd => !matches!(result, Err(Errno::EFAULT | Errno::EHWPOISON)),
+        // EINVAL there: the protection does not allow it.
+        Backend::Mprotect => !matches!(result, Err(Errno::EFAULT | Errno::EINVAL)),
+    }
 }
 
 /// Lets other threads run. Sleeping, unlike sched_yield(2), also lets those run whose priority is

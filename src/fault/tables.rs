@@ -200,12 +200,14 @@ impl Chunk<'_> {
         (0..BITS / 64).map(count).fold(0, usize::wrapping_add)
     }
 
-    /// Makes the absent ones among the first `pages` pages lent.
-    pub(crate) fn lend_absent(&self, pages: usize) {
+    /// Makes the absent ones among the first `pages` pages lent; tells how many they were.
+    pub(crate) fn lend_absent(&self, pages: usize) -> usize {
+        let before = self.count_present();
         let lent = self.lend();
         for index in 0..BITS / 64 {
             lent.set_in_word(index, !self.resident.word(index), pages);
         }
+        self.count_present().wrapping_sub(before)
     }
 
     /// The bits of 64 pages.

@@ -30,6 +30,38 @@ pub enum Bound {
     Unresolvable(Errno),
 }
 
+/// Why a fault was not resolved, in a register: the handler has little stack. The rest of what a [`Bound`]
+/// says is looked up when there is a violation to explain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Limit,
+    Budget,
+    TemplateUnreadable,
+    OutOfMemory,
+    ForkedWithoutHooks,
+    Unresolvable(Errno),
+    /// The page is there, and somebody else has changed its protection, as collectors of garbage and
+    /// makers of guards do: the fault is theirs.
+    Foreign,
+}
+
+impl Refusal {
+    /// What it was; `None` if it is no violation.
+    pub(crate) fn bound(self, region: &Region) -> Option<Bound> {
+        let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);
+        Some(match self {
+            Self::Limit if region.is_forbidden() => Bound::NotInherited,
+            Self::Limit => Bound::Limit(bytes(region.limit())),
+            Self::Budget => Bound::Budget(bytes(region.budget as usize)),
+            Self::TemplateUnreadable => Bound::TemplateUnreadable,
+            Self::OutOfMemory => Bound::OutOfMemory,
+            Self::ForkedWithoutHooks => Bound::ForkedWithoutHooks,
+            Self::Unresolvable(errno) => Bound::Unresolvable(errno),
+            Self::Foreign => return None,
+        })
+    }
+}
+
 /// A touch that must not be resolved, as a hook sees it.
 #[derive(Clone, Copy)]
 pub struct Violation {

@@ -84,6 +84,18 @@ pub(crate) unsafe fn remap(
     if moved == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
+/// Whether the byte at `address`, and seven more, can be read: rt_sigprocmask(2), told to do what there is
+/// not, reads its argument before it says so.
+pub(crate) fn is_readable(address: usize) -> bool {
+    const NO_SUCH: c_int = -1;
+    let set: *const u64 = core::ptr::with_exposed_provenance(address);
+    let old: *mut u64 = core::ptr::null_mut();
+    // SAFETY: the kernel looks before it reads, and changes nothing.
+    let result =
+        unsafe { libc::syscall(libc::SYS_rt_sigprocmask, NO_SUCH, set, old, size_of::<u64>()) };
+    Errno::result(result) == Err(Errno::EINVAL)
+}
+
 /// mincore(2) of the page at `start`: whether it is there.
 ///
 /// # Safety
