@@ -163,7 +163,8 @@ impl Arena {
         let pages = builder::limit_pages(bytes, self.len()).ok_or(error)?;
         // Relaxed: see `Region::limit`.
         let before = self.region().limit.swap(pages, Ordering::Relaxed);
-        if pages >= before || !self.region().lends {
+        // The same once more: chunks may be lent past it that could not be recalled before.
+        if pages > before || !self.region().lends {
             return Ok(());
         }
         // Pairs with the fence in `lend`: a chunk that is being lent by the old limit is marked.

@@ -35,6 +35,8 @@ fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
     match (call, errno) {
         // Kernels without huge pages do not know the advice about them.
         (Call::Advise, Errno::EINVAL) => vec![Unnoticed],
+        // Kernels, and sandboxes, that do not know it.
+        (Call::WipeOnFork, Errno::EINVAL) => vec![Unnoticed],
         // Kernels that do not know UFFD_USER_MODE_ONLY, and the device for who may have it.
         (Call::Userfaultfd, Errno::EINVAL | Errno::EPERM) => vec![Unnoticed, Error],
         // A reservation that cannot be unmapped stays.
