@@ -58,8 +58,10 @@ fn in_life(call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
             | Call::Unmap,
             _,
         ) => vec![Unnoticed],
-        // A touch cannot be answered.
-        (Call::Copy | Call::Zeropage | Call::WriteMemory | Call::Protect, true) => vec![Violation],
+        // With userfaultfd only heaps use it, to put fresh memory where a block was: another way to save
+        // mappings. Without, a touch cannot be answered.
+        (Call::Protect, true) => vec![Unnoticed, Violation],
+        (Call::Copy | Call::Zeropage | Call::WriteMemory, true) => vec![Violation],
         // It is tried again, or the method that met it says so.
         (Call::Copy | Call::Zeropage | Call::WriteMemory | Call::Protect, false) => {
             vec![Unnoticed, Error, Violation]
