@@ -61,7 +61,7 @@ use registrar::{REGISTRAR, Seat};
 /// address space. `MCL_CURRENT` locks and fills what is lent, and lacuna's tables (some 140 bytes for
 /// each 2 MiB that is reserved); and it locks the pages that are present and those that come later, as
 /// does mlock(2), which answers `ENOMEM` where some are not. Locked pages cannot be discarded before
-/// munlock(2), and hardly any chunk is filled with a huge page then.
+/// munlock(2), and arenas with locked pages hardly get huge ones.
 ///
 /// # Forked children
 /// A child of fork(3) gets of each arena what [`ArenaBuilder::on_fork`] says: a copy by default, with a

@@ -53,6 +53,7 @@ pub(crate) unsafe fn protect(
 ///
 /// # Safety
 /// The range is the caller's to have unlocked.
+#[inline(always)]
 pub(crate) unsafe fn unlock(start: *mut u8, len: usize) -> Result<(), Errno> {
     seam::pass(Call::Unlock)?;
     // SAFETY: as the caller promises; unlocking changes no content.

@@ -1,6 +1,6 @@
 //! Memory that is locked: mlock(2) and mlockall(2).
 
-use crate::support::{Watchdog, arena_rss, discard, file_of, load, noise, store};
+use crate::support::{Watchdog, arena_rss, discard, file_of, load, noise, smaps_of, store};
 use crate::{MIB, World, assert_error, builder, on_both, set_limit, status};
 use lacuna::{Arena, Backend, Errno, Heap, Lacuna, Operation, SparseArray, Template, page_size};
 use std::alloc::{GlobalAlloc, Layout};
@@ -190,6 +190,34 @@ fn arenas_are_not_filled_by_being_locked() {
         discard(&world.zero, 0..LEN);
         world.touch(128 * MIB);
         world.assert_exact();
+    });
+}
+
+/// What huge pages are made in is locked as well, and unlocked when it was used.
+#[test]
+fn huge_pages_outlive_being_locked() {
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    if !enabled.is_ok_and(|text| !text.contains("[never]")) {
+        return eprintln!("NOT TESTED: this system has no transparent huge pages");
+    }
+    if !may_lock() {
+        return;
+    }
+    on_both("locked::huge_pages_outlive_being_locked", |backend| {
+        let make = || builder(backend, LEN).template(crate::numbered_pages()).reserve().unwrap();
+        let check = |arena: &Arena| {
+            arena.populate(0..64 * MIB).unwrap();
+            for page in (0..64 * MIB / page_size()).step_by(97) {
+                assert_eq!(load(arena, page * page_size() + 2), page as u8);
+            }
+        };
+        let arenas: Vec<_> = (0..4).map(|_| make()).collect();
+        assert!(lock_all(libc::MCL_CURRENT));
+        arenas.iter().for_each(check);
+        let new = make();
+        check(&new);
+        let huge = smaps_of(new.as_ptr().addr(), new.len(), &["AnonHugePages:"]);
+        assert!(huge > 0, "{}", new.stats());
     });
 }
 
