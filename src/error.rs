@@ -329,14 +329,36 @@ impl Error {
                 "this kernel or sandbox has no userfaultfd (CONFIG_USERFAULTFD); \
                  use Backend::Mprotect"
             }
-            (Operation::Open, _, Some(Errno::EMFILE)) => "raise RLIMIT_NOFILE (ulimit -n)",
+            (_, _, Some(Errno::EMFILE)) => "no descriptor is left: raise RLIMIT_NOFILE (ulimit -n)",
+            (_, _, Some(Errno::ENFILE)) => "the system has no descriptor left: raise fs.file-max",
             (Operation::OpenMemory, _, _) => {
                 "without userfaultfd, templates other than zero need /proc mounted and \
                  /proc/self/mem writable (proc_mem.force_override=always)"
             }
             (Operation::Map, _, Some(Errno::ENOMEM)) => {
-                "the address space, RLIMIT_AS, vm.max_map_count or vm.overcommit_memory=2 \
-                 does not allow this reservation"
+                "the address space, RLIMIT_AS, RLIMIT_DATA, vm.max_map_count or \
+                 vm.overcommit_memory=2 does not allow this reservation; RLIMIT_DATA and \
+                 overcommit_memory count all of it, but for Backend::Mprotect only what is touched"
+            }
+            (Operation::Map, _, Some(Errno::EAGAIN)) => {
+                "the process locks its memory (mlockall(2), MCL_FUTURE): raise RLIMIT_MEMLOCK \
+                 (ulimit -l) above the reservation, which is not locked once it is there"
+            }
+            (Operation::Discard, _, Some(Errno::EINVAL)) => {
+                "part of the range is locked in memory (mlock(2)): munlock(2) it before"
+            }
+            (
+                Operation::Register
+                | Operation::Unregister
+                | Operation::Advise
+                | Operation::Reserve
+                | Operation::Populate
+                | Operation::Discard
+                | Operation::SetLimit,
+                _,
+                Some(Errno::ENOMEM),
+            ) => {
+                "the kernel has no memory left, or the process no mappings: raise vm.max_map_count"
             }
             (Operation::Populate, ErrorKind::BudgetExhausted, _) => {
                 "raise the budget or discard what is no longer needed"

@@ -106,7 +106,8 @@ impl<'a> ArenaBuilder<'a> {
     /// A lent chunk is charged to the budget as a whole, and counts as `lent_bytes` until
     /// [`Arena::measure`] looks. Lending takes at most half the budget and a quarter of the mappings
     /// that the process may have (`vm.max_map_count`); when the budget is needed, chunks are
-    /// recalled. Without it, each page that is touched alone costs a signal.
+    /// recalled, which takes a descriptor for a moment: without any (`RLIMIT_NOFILE`) they stay
+    /// charged as a whole. Without lending, each page that is touched alone costs a signal.
     ///
     /// It goes with [`Window::Adaptive`]; an arena with a fixed window lends nothing.
     pub const fn lending(mut self, allowed: bool) -> Self {
@@ -188,7 +189,9 @@ impl<'a> ArenaBuilder<'a> {
     /// - [`ErrorKind::Os`] with [`Operation::Open`]: userfaultfd was asked for, and is denied.
     /// - [`ErrorKind::Os`] with [`Operation::OpenMemory`]: without userfaultfd, the template cannot
     ///   be written.
-    /// - [`ErrorKind::Os`] with [`Operation::Map`]: the address space is not to be had.
+    /// - [`ErrorKind::Os`] with [`Operation::Map`]: the address space is not to be had. With
+    ///   `EAGAIN`: the process locks its memory, mlockall(2), and `RLIMIT_MEMLOCK` is too low.
+    /// - [`ErrorKind::Os`] with `EMFILE`: no descriptor is left (`RLIMIT_NOFILE`).
     /// - [`ErrorKind::Unsupported`]: the kernel is older than 5.14.
     /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: this process is a child in
     ///   which arenas do not work; see [`Arena`].

@@ -24,7 +24,9 @@ impl Arena {
     /// - [`ErrorKind::OutOfBounds`](crate::ErrorKind::OutOfBounds),
     ///   [`ErrorKind::Unaligned`](crate::ErrorKind::Unaligned): no such range.
     /// - [`ErrorKind::Os`](crate::ErrorKind::Os) with `EINVAL`: part of the range is locked in
-    ///   memory (mlock(2)); what lies before it was discarded.
+    ///   memory (mlock(2)); what lies before it was discarded. With `ENOMEM`: the mappings are used up
+    ///   (`vm.max_map_count`), and the kernel would have to split one. With `EMFILE`: part of a lent
+    ///   chunk is to go, and no descriptor is left to ask the kernel what it has become.
     /// - [`ErrorKind::ForkedWithoutHooks`](crate::ErrorKind::ForkedWithoutHooks),
     ///   [`ErrorKind::NotRearmed`](crate::ErrorKind::NotRearmed): see [`Arena`].
     ///

@@ -149,12 +149,16 @@ fn in_child() {
 /// Has the kernel fill the missing pages of a region, of zeroes, by itself.
 pub(super) fn hand_over(region: &Region) -> Result<()> {
     let address = ptr::with_exposed_provenance_mut(region.base);
+    let len = region.pages << region.page_shift;
+    // The program may have locked all that there was, mlockall(2); the kernel would fill the whole.
+    // SAFETY: the range is a reservation of ours.
+    let _ = unsafe { sys::unlock(address, len) };
     let uffd = match region.backend {
         Backend::Userfaultfd => own_uffd(Operation::Unregister)?,
         Backend::Mprotect => return mprotect::hand_over(region),
     };
     // SAFETY: the range is a reservation of ours, of zeroes.
-    unsafe { uffd.unregister(address, region.pages << region.page_shift) }
+    unsafe { uffd.unregister(address, len) }
 }
 
 /// Has the kernel raise SIGBUS for the missing pages of a reservation.

@@ -69,7 +69,9 @@ impl Mapping {
         Self::new(len, protection, flags, None).map_err(error)
     }
 
-    /// A mapping at an address of the kernel's choice.
+    /// A mapping at an address of the kernel's choice, never locked in memory: after mlockall(2) with
+    /// `MCL_FUTURE` the kernel would fill all of it at once, when it is mapped or made accessible. So
+    /// it is unlocked before it is accessible.
     fn new(
         len: usize,
         protection: ProtFlags,
@@ -77,8 +79,25 @@ impl Mapping {
         from: Option<(c_int, i64)>,
     ) -> Result<Self, Errno> {
         // SAFETY: it touches nothing that exists.
-        let base = unsafe { sys::map(ptr::null_mut(), len, protection, flags, from) }?;
-        Ok(Self { base: NonNull::new(base).ok_or(Errno::ENOMEM)?, len })
+        let base = unsafe { sys::map(ptr::null_mut(), len, ProtFlags::PROT_NONE, flags, from) }?;
+        let mapping = Self { base: NonNull::new(base).ok_or(Errno::ENOMEM)?, len };
+        mapping.unlock(0, len)?;
+        if protection != ProtFlags::PROT_NONE {
+            // SAFETY: the mapping is new.
+            unsafe { sys::protect(base, len, protection) }?;
+        }
+        Ok(mapping)
+    }
+
+    /// Has the kernel fill `len` bytes at `offset` no earlier than they are touched.
+    fn unlock(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        debug_assert!(offset + len <= self.len);
+        // SAFETY: the range lies in this mapping.
+        match unsafe { sys::unlock(self.base.as_ptr().wrapping_add(offset), len) } {
+            Err(Errno::ENOMEM) => Err(Errno::ENOMEM),
+            // A filter that denies the call denies mlockall(2) as well.
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {

@@ -56,6 +56,13 @@ use registrar::{REGISTRAR, Seat};
 /// that is over, and the C library's fork waits for its allocator's locks: a handler on top of malloc that
 /// touches an untouched page meanwhile never returns. Populate what such a handler needs.
 ///
+/// # Locked memory
+/// mlockall(2) with `MCL_FUTURE` neither locks nor fills an arena, since that would mean all of its
+/// address space. `MCL_CURRENT` locks and fills what is lent, and lacuna's tables (some 140 bytes for
+/// each 2 MiB that is reserved); and it locks the pages that are present and those that come later, as
+/// does mlock(2), which answers `ENOMEM` where some are not. Locked pages cannot be discarded before
+/// munlock(2), and arenas with locked pages hardly get huge ones.
+///
 /// # Forked children
 /// A child of fork(3) gets of each arena what [`ArenaBuilder::on_fork`] says: a copy by default, with a
 /// budget and counters of its own. It needs a descriptor for that; if it cannot have one, it is told

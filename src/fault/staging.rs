@@ -59,10 +59,14 @@ impl Slot<'_> {
 impl Drop for Slot<'_> {
     /// Empties the slot, so that no arena's bytes reach another, and frees the page table that is
     /// left when its page was moved in parts (since Linux 6.14): a huge page could not come in its
-    /// place. A slot that cannot be emptied (it is locked in memory) is never used again.
+    /// place. A slot that cannot be emptied is never used again.
     fn drop(&mut self) {
         // SAFETY: the slot is this claim's.
-        if unsafe { sys::advise(self.start(), CHUNK, libc::MADV_DONTNEED) }.is_ok() {
+        let empty = || unsafe { sys::advise(self.start(), CHUNK, libc::MADV_DONTNEED) }.is_ok();
+        // Locked in memory, with all that there was when the program called mlockall(2).
+        // SAFETY: as above.
+        let unlock = || unsafe { sys::unlock(self.start(), CHUNK) }.is_ok();
+        if empty() || (unlock() && empty()) {
             // Release pairs with the Acquire in `claim`.
             self.owner.claimed.fetch_and(!(1 << self.number), Ordering::Release);
         }

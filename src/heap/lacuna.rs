@@ -29,6 +29,11 @@ use core::ptr::{self, NonNull};
 /// }
 /// ```
 ///
+/// # Locked memory
+/// All of its address space is accessible, so mlockall(2) with `MCL_CURRENT` would fill it, which is
+/// death by the OOM killer: add `MCL_ONFAULT`, which locks memory as it is touched. `MCL_FUTURE` alone
+/// does no harm. The same holds for a [`Heap`](crate::Heap). Memory that is locked is not given back.
+///
 /// # Environment
 /// `LACUNA_BUDGET=512M` (bytes, or K, M, G, T) sets the budget of the first `Lacuna` of the process,
 /// whatever the program says; a value that makes no sense ends the process with a message and status

@@ -8,6 +8,7 @@
 //! costs less than a page fault each; they count as resident.
 
 use crate::Errno;
+use crate::arena::Mapping;
 use crate::fault::ledger::{Charge, Ledger};
 use crate::fault::resolve::pause;
 use crate::sys;
@@ -156,29 +157,40 @@ pub(crate) fn move_memory(from: usize, len: usize, to: usize, room: usize) -> Mo
         // The kernel may have unmapped the target before it found what was wrong.
         return Moved::TargetLost;
     }
-    // Nothing is mapped at the source now, for a moment in which another thread's mmap(2) may have got
-    // it: it is not mapped over.
-    match map(from, len, MapFlags::MAP_FIXED_NOREPLACE) {
+    match close_gap(from, len) {
         true => Moved::There,
         false => Moved::SourceLost,
     }
 }
 
-/// Puts a mapping like the rest of the territory over `len` bytes at `address`, whose memory goes.
+/// Puts memory like the rest of the territory in the place of `len` bytes at `address`, whose own goes.
+/// Should this fail, what was there before is still there.
 pub(crate) fn renew(address: usize, len: usize) {
-    // Should this fail, what was there before is still there.
-    map(address, len, MapFlags::MAP_FIXED);
+    // Made elsewhere: what is mapped with MAP_FIXED would be filled at once after mlockall(2), and what
+    // was there could not be had back if making that accessible failed. The kernel looks whether it has
+    // mappings enough before it unmaps anything, and nothing else is wrong with ranges of one length.
+    quietly(|| {
+        let Ok(fresh) = Mapping::zeroed(len) else { return };
+        // SAFETY: no block lies in the range, which is the heap's; the other is nobody's.
+        if unsafe { sys::remap(fresh.base().as_ptr(), len, at(address), len) }.is_ok() {
+            core::mem::forget(fresh);
+        }
+    });
 }
 
-/// Maps fresh memory at `address`, one of the heap's behind which no block lies.
-fn map(address: usize, len: usize, how: MapFlags) -> bool {
-    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | how;
-    // SAFETY: by the flags, nothing is mapped over but what is the heap's; what an old kernel, which
-    // takes the address for a hint, maps elsewhere goes again.
+/// Maps memory like the rest of the territory where a moved block has left nothing; for a moment another
+/// thread's mmap(2) may have got that: it is not mapped over.
+fn close_gap(address: usize, len: usize) -> bool {
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
+    let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: by the flags nothing is mapped over; what an old kernel, which takes the address for a
+    // hint, maps elsewhere goes again.
     quietly(|| unsafe {
-        let Ok(mapped) = sys::map(at(address), len, protection, flags, None) else { return false };
-        let there = mapped == at(address);
+        let mapped = sys::map(at(address), len, ProtFlags::PROT_NONE, flags, None);
+        let Ok(mapped) = mapped else { return false };
+        // Unlocked before it is accessible: see `Mapping`.
+        let _ = sys::unlock(mapped, len);
+        let there = mapped == at(address) && sys::protect(mapped, len, both).is_ok();
         let _ = match there {
             true => sys::advise(mapped, len, libc::MADV_NOHUGEPAGE),
             false => sys::unmap(mapped, len),

@@ -49,6 +49,17 @@ pub(crate) unsafe fn protect(
     Errno::result(unsafe { libc::mprotect(start.cast(), len, protection.bits()) }).map(drop)
 }
 
+/// munlock(2), which needs no privilege.
+///
+/// # Safety
+/// The range is the caller's to have unlocked.
+#[inline(always)]
+pub(crate) unsafe fn unlock(start: *mut u8, len: usize) -> Result<(), Errno> {
+    seam::pass(Call::Unlock)?;
+    // SAFETY: as the caller promises; unlocking changes no content.
+    Errno::result(unsafe { libc::munlock(start.cast(), len) }).map(drop)
+}
+
 /// madvise(2).
 ///
 /// # Safety

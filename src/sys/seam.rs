@@ -26,9 +26,8 @@ macro_rules! calls {
 
 calls! {
     Userfaultfd, OpenDevice, NewFromDevice, Api, Register, Unregister, Wake, Copy, Zeropage, Move,
-    WriteProtect, Continue, Poison, Map, Unmap, Protect, Discard, PopulateRead, PopulateWrite, WipeOnFork,
-    Advise,
-    Remap, Mincore, OpenPagemap, ReadPagemap, ScanPagemap, OpenMemory,
+    WriteProtect, Continue, Poison, Map, Unmap, Protect, Unlock, Discard, PopulateRead, PopulateWrite,
+    WipeOnFork, Advise, Remap, Mincore, OpenPagemap, ReadPagemap, ScanPagemap, OpenMemory,
     WriteMemory, Sigaction, AtFork, ThreadKey,
 }
 

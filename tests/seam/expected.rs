@@ -39,6 +39,8 @@ fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
         (Call::WipeOnFork, Errno::EINVAL) => vec![Unnoticed],
         // Kernels that do not know UFFD_USER_MODE_ONLY, and the device for who may have it.
         (Call::Userfaultfd, Errno::EINVAL | Errno::EPERM) => vec![Unnoticed, Error],
+        // Where it is denied, so is locking.
+        (Call::Unlock, errno) if errno != Errno::ENOMEM => vec![Unnoticed],
         // A reservation that cannot be unmapped stays.
         (Call::Unmap, _) => vec![Unnoticed],
         _ => vec![Error],
@@ -48,11 +50,20 @@ fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
 fn in_life(call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
     match (call, always) {
         // Huge pages, moving and merging save time or memory, and nothing depends on them.
-        (Call::Advise | Call::Map | Call::Move | Call::Remap | Call::Mincore | Call::Unmap, _) => {
-            vec![Unnoticed]
-        }
-        // A touch cannot be answered.
-        (Call::Copy | Call::Zeropage | Call::WriteMemory | Call::Protect, true) => vec![Violation],
+        (
+            Call::Advise
+            | Call::Map
+            | Call::Move
+            | Call::Remap
+            | Call::Mincore
+            | Call::Unlock
+            | Call::Unmap,
+            _,
+        ) => vec![Unnoticed],
+        // With userfaultfd only heaps use it, to put fresh memory where a block was: another way to save
+        // mappings. Without, a touch cannot be answered.
+        (Call::Protect, true) => vec![Unnoticed, Violation],
+        (Call::Copy | Call::Zeropage | Call::WriteMemory, true) => vec![Violation],
         // It is tried again, or the method that met it says so.
         (Call::Copy | Call::Zeropage | Call::WriteMemory | Call::Protect, false) => {
             vec![Unnoticed, Error, Violation]
