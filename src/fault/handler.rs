@@ -102,9 +102,10 @@ extern "C" fn enter(
 ///
 /// For programs whose own handler must stay in front: crash reporters and language runtimes (Breakpad,
 /// crash-handler, Go, the JVM) have a place for a function that is asked first. Their handler must be
-/// called for SIGBUS, on an alternate stack (`SA_ONSTACK`) if threads' stacks lie in arenas. There is
-/// no need for this if the handler calls the one that it found, lacuna's, or has been put beneath it
-/// by [`take_front`](crate::take_front).
+/// called for SIGBUS, or for SIGSEGV with [`Backend::Mprotect`](crate::Backend::Mprotect), and on an
+/// alternate stack (`SA_ONSTACK`) if threads' stacks lie in arenas. There is no need for this if the
+/// handler calls the one that it found, lacuna's, or has been put beneath it by
+/// [`take_front`](crate::take_front).
 ///
 /// A touch that must not be resolved ends as it always does: the line is printed, the hook called,
 /// and the signal gets its default disposition, also if another handler is in front. True is returned,
