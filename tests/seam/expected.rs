@@ -41,6 +41,8 @@ fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
         (Call::Userfaultfd, Errno::EINVAL | Errno::EPERM) => vec![Unnoticed, Error],
         // Where it is denied, so is locking.
         (Call::Unlock, errno) if errno != Errno::ENOMEM => vec![Unnoticed],
+        // Only asked whether there is such a thing.
+        (Call::PopulateWrite, _) => vec![Unnoticed],
         // A reservation that cannot be unmapped stays.
         (Call::Unmap, _) => vec![Unnoticed],
         _ => vec![Error],
