@@ -21,7 +21,7 @@ check cargo test --release --test heap --test heap_model --test global_allocator
 check cargo test --release --test stack --test lending --test huge_pages --test contention
 
 echo "-- without userfaultfd"
-LACUNA_SOAK_SECONDS=20 LACUNA_BACKEND=mprotect check cargo test --tests -- --nocapture
+LACUNA_SOAK_SECONDS=10 LACUNA_FORKS=200 LACUNA_BACKEND=mprotect check cargo test --tests -- --nocapture
 
 echo "-- with each system call failing: see src/sys/seam.rs"
 RUSTFLAGS="--cfg lacuna_seam" CARGO_TARGET_DIR=target/seam check cargo test --test seam -- --nocapture
