@@ -8,7 +8,7 @@ use lacuna::{Arena, Template};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::ptr;
 use support::signals::{arena, touch};
@@ -224,7 +224,7 @@ struct Room(PathBuf);
 impl Room {
     fn new() -> Self {
         let name = format!("lacuna-core-{}", std::process::id());
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let path = std::env::temp_dir().join(name);
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
