@@ -261,11 +261,16 @@ fn correct_absent(region: &Region, chunk: &Chunk<'_>, pagemap: &Pagemap, pages: 
             protect::close_if_missing(region, chunk, pagemap, page) == Ok(true)
         };
         if chunk.is_present(page) && is_missing() {
-            let lent = chunk.lent().is_some_and(|lent| lent.clear_one(page));
-            let resident = chunk.resident.clear_one(page);
-            region.ledger.release(u64::from(resident), u64::from(lent));
+            release_page(region, chunk, page);
         }
     }
+}
+
+/// Takes a page that is not there out of the bits and the counters.
+fn release_page(region: &Region, chunk: &Chunk<'_>, page: usize) {
+    let lent = chunk.lent().is_some_and(|lent| lent.clear_one(page));
+    let resident = chunk.resident.clear_one(page);
+    region.ledger.release(u64::from(resident), u64::from(lent));
 }
 
 /// Takes those of `pages` of a chunk, all of them out of reach, that the kernel has dropped out of the bits
@@ -275,9 +280,7 @@ pub(crate) fn release_dropped(region: &Region, chunk: &Chunk<'_>, pages: Range<u
     let first = region.pages_of(chunk.index).start;
     for page in pages.filter(|page| chunk.is_present(*page)) {
         if pagemap.is_missing(region, first.wrapping_add(page)) == Ok(true) {
-            let lent = chunk.lent().is_some_and(|lent| lent.clear_one(page));
-            let resident = chunk.resident.clear_one(page);
-            region.ledger.release(u64::from(resident), u64::from(lent));
+            release_page(region, chunk, page);
         }
     }
 }
