@@ -115,11 +115,7 @@ impl<'a> Batch<'a> {
             chunks.end = index + 1;
         }
         let batch = Self { region, chunks };
-        for chunk in batch.iter() {
-            while !chunk.state.is_quiet() {
-                pause(1_000);
-            }
-        }
+        batch.iter().for_each(|chunk| chunk.await_fillers());
         batch
     }
 

@@ -119,9 +119,6 @@ enum Cause {
 
 /// Installs the absent pages of `part`, as a filler of `chunk`.
 fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
-    if chunk.state.is_lent() && chunk.present().next_clear(part.clone()) == part.end {
-        return populate_lent(region, chunk, part);
-    }
     // Relaxed: see where it is cleared.
     let huge = region.huge.load(Ordering::Relaxed) != 0;
     if huge && part.len() == region.chunk_pages() && fill_whole(region, chunk) {

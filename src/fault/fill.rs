@@ -111,7 +111,7 @@ impl Step {
 fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
     let uffd = match uffd() {
         Ok(uffd) => uffd,
-        Err(errno) => return Step { pages: 0, lent: false, stopped_by: Some(errno) },
+        Err(errno) => return Step::stopped(errno),
     };
     let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);

@@ -151,13 +151,18 @@ impl Chunk<'_> {
     /// [`release`](ChunkState::release) ends it.
     #[inline(always)]
     pub(crate) fn own(&self) -> bool {
-        if !self.state.claim() {
-            return false;
+        self.state.claim() && {
+            self.await_fillers();
+            true
         }
+    }
+
+    /// Waits until the fillers have left a chunk that this thread has claimed.
+    #[inline(always)]
+    pub(crate) fn await_fillers(&self) {
         while !self.state.is_quiet() {
             pause(1_000);
         }
-        true
     }
 
     /// Whether page `page` is present.
