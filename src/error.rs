@@ -59,6 +59,12 @@ pub enum Operation {
     Measure,
     /// Making a [`SparseArray`](crate::SparseArray).
     Array,
+    /// [`Arena::checkpoint`](crate::Arena::checkpoint).
+    Checkpoint,
+    /// [`Arena::written`](crate::Arena::written).
+    Written,
+    /// [`Arena::rollback`](crate::Arena::rollback).
+    Rollback,
 }
 
 impl Operation {
@@ -90,6 +96,9 @@ impl Operation {
             Self::SetLimit => "set the limit",
             Self::Measure => "measure",
             Self::Array => "make a sparse array",
+            Self::Checkpoint => "make a checkpoint",
+            Self::Written => "ask what was written",
+            Self::Rollback => "roll back",
         }
     }
 }
@@ -164,6 +173,12 @@ pub enum ErrorKind {
     /// This process is a forked child that could not open a userfaultfd of its own, or one of its
     /// children: arenas do not work in it.
     NotRearmed,
+    /// The operation needs userfaultfd, and the arena has
+    /// [`Backend::Mprotect`](crate::Backend::Mprotect).
+    NeedsUserfaultfd,
+    /// There is no checkpoint to come back to: none was made, it was forgotten, or this is a forked
+    /// child, which has none of its parent's.
+    NoCheckpoint,
 }
 
 impl ErrorKind {
@@ -205,6 +220,8 @@ impl ErrorKind {
             Self::NotRearmed => {
                 "this forked process could not open a userfaultfd, so arenas do not work in it"
             }
+            Self::NeedsUserfaultfd => "needs userfaultfd, which is denied here or was not chosen",
+            Self::NoCheckpoint => "there is no checkpoint",
         }
     }
 }
@@ -226,6 +243,13 @@ impl ErrorKind {
             }
             Self::AlternateStackInArena | Self::NoAlternateStack => {
                 "give the thread an alternate stack of ordinary memory, see sigaltstack(2)"
+            }
+            Self::NeedsUserfaultfd => {
+                "allow userfaultfd(2), in the seccomp profile of a container say, and ask for \
+                 Backend::Userfaultfd; Arena::backend tells which one an arena has"
+            }
+            Self::NoCheckpoint => {
+                "make one with Arena::checkpoint; a forked child has none of its parent's"
             }
             Self::TooManyHandlers => "somebody installs new handlers over and over",
             _ => return None,
@@ -354,19 +378,25 @@ impl Error {
                 | Operation::Reserve
                 | Operation::Populate
                 | Operation::Discard
-                | Operation::SetLimit,
+                | Operation::SetLimit
+                | Operation::Checkpoint
+                | Operation::Rollback,
                 _,
                 Some(Errno::ENOMEM),
             ) => {
                 "the kernel has no memory left, or the process no mappings: raise vm.max_map_count"
             }
-            (Operation::Populate, ErrorKind::BudgetExhausted, _) => {
+            (Operation::Populate | Operation::Rollback, ErrorKind::BudgetExhausted, _) => {
                 "raise the budget or discard what is no longer needed"
             }
             (Operation::Api, ErrorKind::Unsupported, _) => {
                 "the kernel does not offer these features; Uffd::probe tells which it does"
             }
             (Operation::Api, _, Some(Errno::EPERM)) => "EVENT_FORK needs CAP_SYS_PTRACE",
+            (Operation::Checkpoint, ErrorKind::Unsupported, _) => {
+                "checkpoints need a kernel with userfaultfd's write protection (Linux 5.7; not on every \
+                 machine), and Tracking::Kernel needs Linux 6.7: leave the tracking to the default"
+            }
             (_, ErrorKind::Unsupported, _) => {
                 "arenas need Linux 5.14 or later with userfaultfd's SIGBUS mode"
             }

@@ -25,6 +25,7 @@ pub use error::{Error, ErrorKind, Operation, Result};
 pub use fault::backend::Backend;
 pub use fault::decode::Access;
 pub use fault::handler::try_handle;
+pub use fault::track::Tracking;
 pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
 pub use fault::window::Window;
 pub use fork::OnFork;

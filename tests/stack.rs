@@ -3,7 +3,7 @@
 
 #![allow(missing_docs, reason = "a test")]
 
-use lacuna::{Arena, Template, page_size};
+use lacuna::{Arena, Backend, Template, Tracking, page_size};
 use std::ptr;
 
 const SIZE: usize = 64 << 10;
@@ -89,6 +89,20 @@ fn every_way_to_resolve_a_fault_fits() {
             touch(&plain, page, true);
         }
     });
+
+    for tracking in [Tracking::Kernel, Tracking::Signal] {
+        let builder = Arena::builder(1 << 40).backend(Backend::Userfaultfd).tracking(tracking);
+        let tracked = builder.reserve().unwrap();
+        tracked.populate(0..CHUNK).unwrap();
+        if let Err(error) = tracked.checkpoint() {
+            eprintln!("NOT RUN: {error}");
+            continue;
+        }
+        check("a new page, tracked", &|| touch(&tracked, 3 * pages, true));
+        if tracking == Tracking::Signal {
+            check("a write to a protected page", &|| touch(&tracked, 7, true));
+        }
+    }
 
     let template = Template::repeat(&[1u8, 2, 3]).unwrap();
     let repeated = Arena::builder(1 << 40).template(template).reserve().unwrap();

@@ -3,14 +3,15 @@
 use super::mapping::{Layout, Mapping};
 use super::registrar::REGISTRAR;
 use super::template::Template;
-use super::{Arena, choice, engine, inherit, mprotect};
-use crate::atomic::{AtomicU32, AtomicUsize};
+use super::{Arena, choice, descriptors, engine, inherit, mprotect};
+use crate::atomic::{AtomicU32, AtomicUsize, UnsafeCell};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::ledger::{Ledger, UNBOUNDED};
-use crate::fault::region::{Counters, Name, Region};
+use crate::fault::region::{Counters, HUGE_ALLOWED, Name, Region};
 use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
+use crate::fault::track::{Track, Tracking};
 use crate::fault::tuning::PAGE_BUFFERS;
 use crate::fault::window::Window;
 use crate::fork::OnFork;
@@ -35,6 +36,7 @@ pub struct ArenaBuilder<'a> {
     keep_resident: usize,
     backend: Option<Backend>,
     on_fork: OnFork,
+    tracking: Option<Tracking>,
 }
 
 impl<'a> ArenaBuilder<'a> {
@@ -51,6 +53,7 @@ impl<'a> ArenaBuilder<'a> {
             keep_resident: 0,
             backend: None,
             on_fork: OnFork::Inherit,
+            tracking: None,
         }
     }
 
@@ -142,6 +145,26 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
+    /// How the arena learns of writes since [`Arena::checkpoint`]. By default it is
+    /// [`Tracking::Kernel`] where the kernel has that, since Linux 6.7, and [`Tracking::Signal`] where it
+    /// has not. An arena without a checkpoint is the same with both.
+    ///
+    /// The first arena that asks for `Tracking::Signal` where it is not the default takes another
+    /// descriptor of the process's.
+    ///
+    /// ```
+    /// use lacuna::{Arena, Backend, Tracking};
+    ///
+    /// let builder = Arena::builder(1 << 30).backend(Backend::Userfaultfd);
+    /// let arena = builder.tracking(Tracking::Signal).reserve()?;
+    /// assert_eq!(arena.tracking(), Tracking::Signal);
+    /// # Ok::<(), lacuna::Error>(())
+    /// ```
+    pub const fn tracking(mut self, how: Tracking) -> Self {
+        self.tracking = Some(how);
+        self
+    }
+
     /// What a forked child gets of the arena; [`OnFork::Inherit`] by default. It holds for the
     /// child's children as well: they get of the child's arena what the child got of this one.
     ///
@@ -218,11 +241,13 @@ impl<'a> ArenaBuilder<'a> {
         let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
+        let (tracking, is_second) = descriptors::tracking(self.tracking, backend)?;
         let moves = match backend {
             Backend::Userfaultfd => {
                 reservation.open(offset, layout.len)?;
                 reservation.forbid_huge_pages(offset, layout.len)?;
-                engine::register(base.as_ptr().addr(), layout.len)?.contains(Ioctls::MOVE)
+                engine::register(base.as_ptr().addr(), layout.len, is_second)?
+                    .contains(Ioctls::MOVE)
             }
             Backend::Mprotect => {
                 if !matches!(source, Source::Zero) {
@@ -246,7 +271,10 @@ impl<'a> ArenaBuilder<'a> {
             source,
             name: settings.name,
             lends: self.lends(&source),
-            huge: AtomicU32::new(u32::from(huge)),
+            huge: AtomicU32::new(if huge { HUGE_ALLOWED } else { 0 }),
+            tracking,
+            is_second,
+            track: Track::new(),
             handed_over: AtomicU32::new(0),
             hand: AtomicUsize::new(0),
             limit: AtomicUsize::new(settings.limit),
@@ -265,6 +293,7 @@ impl<'a> ArenaBuilder<'a> {
             base,
             span: layout.span,
             keep_resident: keep,
+            checkpoint: UnsafeCell::new(None),
             _reservation: reservation,
             _tables: tables,
             _buffers: buffers,

@@ -4,12 +4,14 @@ use super::{Arena, inherit};
 use crate::Errno;
 use crate::error::{Error, Operation, Result};
 use crate::fault::backend::Backend;
+use crate::fault::bits::Snapshot;
 use crate::fault::lend;
 use crate::fault::protect;
 use crate::fault::region::Region;
 use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
+use crate::fault::track::{note_discarded, save_held};
 use crate::fault::tuning::DISCARD_BATCH;
 use core::ops::Range;
 
@@ -29,6 +31,8 @@ impl Arena {
     ///   chunk is to go, and no descriptor is left to ask the kernel what it has become.
     /// - [`ErrorKind::ForkedWithoutHooks`](crate::ErrorKind::ForkedWithoutHooks),
     ///   [`ErrorKind::NotRearmed`](crate::ErrorKind::NotRearmed): see [`Arena`].
+    /// - [`ErrorKind::Os`](crate::ErrorKind::Os) with `ENOMEM`, also where there is a
+    ///   [`checkpoint`](Self::checkpoint) that has to save what is discarded: there is no memory.
     ///
     /// # Safety
     /// The content of the range changes: no reference to memory in it may be alive, and what is
@@ -75,7 +79,7 @@ impl Arena {
 
 impl Arena {
     /// Recalls the lent chunks that reach to page `limit` or past it.
-    pub(super) fn recall_from(&self, limit: usize) -> Result<()> {
+    pub(super) fn recall_from(&self, limit: usize, operation: Operation) -> Result<()> {
         let blocked = SignalsBlocked::new();
         let mut from = limit / self.region().chunk_pages();
         while let Some(index) = lend::next_lent_from(self.region(), from) {
@@ -85,7 +89,7 @@ impl Arena {
             };
             self.as_owner(&blocked, index, recall)
                 .unwrap_or(Ok(()))
-                .map_err(|errno| Error::os(Operation::SetLimit, errno))?;
+                .map_err(|errno| Error::os(operation, errno))?;
             from = index + 1;
         }
         Ok(())
@@ -131,6 +135,12 @@ impl<'a> Batch<'a> {
             let take_back = if whole { lend::take_back } else { lend::recall };
             take_back(self.region, &chunk, false)?;
         }
+        if self.region.track.is_on() {
+            // The checkpoint may have to come back to what they hold.
+            self.iter().try_for_each(|chunk| {
+                save_held(self.region, &chunk, &self.present_set(&chunk, pages))
+            })?;
+        }
         // One call from the first present page to the last: the gaps between them cost nothing.
         let first = self.iter().find_map(|chunk| self.present(&chunk, pages).next());
         let last = self.iter().rev().find_map(|chunk| self.present(&chunk, pages).next_back());
@@ -167,6 +177,13 @@ impl<'a> Batch<'a> {
         first + start..first + end
     }
 
+    /// Those of `pages` that are present in `chunk`, counted from its start.
+    fn present_set(&self, chunk: &Chunk<'_>, pages: &Range<usize>) -> Snapshot {
+        let mut set = Snapshot::EMPTY;
+        set.insert(self.part(chunk, pages));
+        set.and(&chunk.present())
+    }
+
     /// Those of `pages` that lie in `chunk`, counted from its start.
     fn part(&self, chunk: &Chunk<'_>, pages: &Range<usize>) -> Range<usize> {
         let whole = self.region.pages_of(chunk.index);
@@ -177,6 +194,9 @@ impl<'a> Batch<'a> {
     /// Takes the pages that were discarded out of the bits and the counters.
     fn forget(&self, chunk: &Chunk<'_>, pages: &Range<usize>) {
         let part = self.part(chunk, pages);
+        if self.region.track.is_on() {
+            note_discarded(self.region, chunk, &self.present_set(chunk, pages));
+        }
         let lent = chunk.lent().map_or(0, |lent| lent.clear(part.clone()));
         let resident = chunk.resident.clear(part);
         self.region.ledger.release(resident as u64, lent as u64);

@@ -4,7 +4,7 @@
 use super::front::{self, CHANGING, install_handler};
 use super::mapping::Mapping;
 use super::registrar::{REGISTRAR, close_gate, open_gate};
-use super::{inherit, mprotect};
+use super::{descriptors, inherit, mprotect};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
@@ -13,11 +13,11 @@ use crate::fault::region::Region;
 use crate::fault::signals::Signal;
 use crate::fault::source::Zeroes;
 use crate::fault::tuning::{MAPPINGS_SHARE, STAGING_SLOTS};
-use crate::fault::{STAGING, ZEROES, set_descriptor, uffd};
+use crate::fault::{STAGING, ZEROES, registered_with, set_descriptor};
 use crate::fork::{self, Hooks, Layer, current_thread};
 use crate::lock::MutexGuard;
 use crate::page::{CHUNK, page_size};
-use crate::uffd::{Features, Ioctls, RegisterMode, Uffd};
+use crate::uffd::{Ioctls, RegisterMode, Uffd};
 use crate::{process, sys};
 use core::ptr;
 use nix::errno::Errno;
@@ -41,7 +41,7 @@ pub(super) fn start() -> Result<()> {
     if is_started() {
         return Ok(());
     }
-    let uffd = Uffd::builder().features(Features::SIGBUS).open()?;
+    let uffd = descriptors::open_first()?;
     let zeroes = map_zeroes()?;
     let staging = Mapping::huge(STAGING_SLOTS * CHUNK)?;
     install_handler(Signal::Bus)?;
@@ -154,21 +154,33 @@ pub(super) fn hand_over(region: &Region) -> Result<()> {
     // SAFETY: the range is a reservation of ours.
     let _ = unsafe { sys::unlock(address, len) };
     let uffd = match region.backend {
-        Backend::Userfaultfd => own_uffd(Operation::Unregister)?,
+        Backend::Userfaultfd => own_uffd(Operation::Unregister, region.is_second)?,
         Backend::Mprotect => return mprotect::hand_over(region),
     };
     // SAFETY: the range is a reservation of ours, of zeroes.
     unsafe { uffd.unregister(address, len) }
 }
 
-/// Has the kernel raise SIGBUS for the missing pages of a reservation.
-pub(super) fn register(start: usize, len: usize) -> Result<Ioctls> {
-    let address = ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the range is a reservation of ours.
-    unsafe { own_uffd(Operation::Register)?.register(address, len, RegisterMode::MISSING) }
+/// Has the kernel raise SIGBUS for the missing pages of a reservation, by the first userfaultfd or the
+/// second.
+pub(super) fn register(start: usize, len: usize, second: bool) -> Result<Ioctls> {
+    register_for(start, len, second, RegisterMode::MISSING)
 }
 
-fn own_uffd(operation: Operation) -> Result<Uffd<BorrowedFd<'static>>> {
+/// Has the pages of a region be write-protected when that is asked for, besides.
+pub(super) fn register_writes(region: &Region) -> Result<Ioctls> {
+    let len = region.pages << region.page_shift;
+    let mode = RegisterMode::MISSING | RegisterMode::WP;
+    register_for(region.base, len, region.is_second, mode)
+}
+
+fn register_for(start: usize, len: usize, second: bool, mode: RegisterMode) -> Result<Ioctls> {
+    let address = ptr::with_exposed_provenance_mut(start);
+    // SAFETY: the range is a reservation of ours.
+    unsafe { own_uffd(Operation::Register, second)?.register(address, len, mode) }
+}
+
+fn own_uffd(operation: Operation, second: bool) -> Result<Uffd<BorrowedFd<'static>>> {
     inherit::check(operation)?;
-    uffd().map_err(|errno| Error::os(operation, errno))
+    registered_with(second).map_err(|errno| Error::os(operation, errno))
 }

@@ -34,6 +34,7 @@ impl Arena {
         if !matches!(region.source, Source::Zero) {
             return Err(Error::new(Operation::Heap, ErrorKind::TemplateNotZero));
         }
+        self.forget_checkpoint();
         // SAFETY: the arena is the caller's alone, who gives up what is in it.
         unsafe { self.discard(0..self.len())? };
         // Relaxed: read by forked children alone. Before the system call, since a child must not

@@ -7,18 +7,17 @@
 
 use super::mapping::Mapping;
 use super::registrar::Registrar;
-use super::{engine, mprotect};
+use super::{descriptors, engine, mprotect};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
+use crate::fault::region::HUGE_PAUSED;
 use crate::fault::region::Region;
-use crate::fault::{descriptor, lend, protect, set_descriptor};
+use crate::fault::{lend, protect};
 use crate::fork::OnFork;
 use crate::process;
 use crate::sys;
-use crate::uffd::{Features, Uffd};
 use core::ptr;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 /// 1 in a child that could not open a userfaultfd, and in its children.
 static GAVE_UP: AtomicU32 = AtomicU32::new(0);
@@ -65,23 +64,22 @@ pub(super) fn rearm(registrar: &Registrar) {
     }
 }
 
-/// Replaces the inherited descriptor, which acts on the parent.
+/// Replaces the inherited descriptors, which act on the parent.
 fn open() -> Result<()> {
     if !engine::is_started() {
         process::set_armed(true);
         return Ok(());
     }
-    // SAFETY: the descriptor is this process's copy, and from here on used by nobody: the process
-    // is not armed.
-    drop(unsafe { OwnedFd::from_raw_fd(descriptor()) });
-    let own = Uffd::builder().features(Features::SIGBUS).open()?;
-    set_descriptor(own.into_fd().into_raw_fd());
+    descriptors::reopen()?;
     process::set_armed(true);
     Ok(())
 }
 
 /// Makes a region what its arena was told to be in children, and has its touches noticed.
 fn take_over(region: &Region) -> Result<()> {
+    // The kernel has forgotten what is protected, and emptied what the checkpoint saved.
+    region.track.forget();
+    region.huge.fetch_and(!HUGE_PAUSED, Ordering::Relaxed);
     if !is_lazy(region) {
         return Ok(());
     }
@@ -99,7 +97,7 @@ fn take_over(region: &Region) -> Result<()> {
         return Ok(());
     }
     let (start, len) = range(region);
-    engine::register(start, len).map(drop)
+    engine::register(start, len, region.is_second).map(drop)
 }
 
 /// Takes note that nothing is present in a region.

@@ -3,7 +3,9 @@
 mod builder;
 mod change;
 mod check;
+mod checkpoint;
 mod choice;
+mod descriptors;
 mod discard;
 mod engine;
 mod front;
@@ -16,9 +18,12 @@ mod populate;
 mod publish;
 mod registrar;
 mod reset;
+mod rollback;
 mod runs;
+mod shadow;
 mod stats;
 mod template;
+mod written;
 
 pub use builder::ArenaBuilder;
 pub use check::check_thread;
@@ -30,11 +35,12 @@ pub use template::Template;
 pub(crate) use mapping::Mapping;
 pub(crate) use stats::Bytes;
 
-use crate::atomic::{Ordering, fence};
+use crate::atomic::{Ordering, UnsafeCell, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::lend;
 use crate::fault::region::Region;
+use crate::fault::track::Tracking;
 use crate::page::{page_size, round_up};
 use core::fmt;
 use core::ops::Range;
@@ -93,6 +99,8 @@ pub struct Arena {
     span: usize,
     /// Pages that `reset` keeps at most.
     keep_resident: usize,
+    /// What the checkpoint lies in; whoever holds `Track::busy` may look at it.
+    checkpoint: UnsafeCell<Option<shadow::Shadow>>,
     // Dropped in this order, after the region is retired: what the handler reads goes last.
     _reservation: Mapping,
     _tables: Mapping,
@@ -100,7 +108,8 @@ pub struct Arena {
     _template: Template,
 }
 
-// SAFETY: the base is an address range that the arena owns; all bookkeeping is atomic or locked.
+// SAFETY: the base is an address range that the arena owns; all bookkeeping is atomic or locked, the
+// checkpoint by a lock of the region's.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
@@ -135,6 +144,12 @@ impl Arena {
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.region().backend
+    }
+
+    /// How the arena learns of writes since a [`checkpoint`](Self::checkpoint).
+    #[must_use]
+    pub fn tracking(&self) -> Tracking {
+        self.region().tracking
     }
 
     /// The prefix that may be touched, in bytes.
@@ -176,7 +191,7 @@ impl Arena {
         }
         // Pairs with the fence in `lend`: a chunk that is being lent by the old limit is marked.
         fence(Ordering::SeqCst);
-        self.recall_from(pages)
+        self.recall_from(pages, Operation::SetLimit)
     }
 
     /// Numbers about the arena; a few loads, no system call.

@@ -2,7 +2,6 @@
 
 use super::Arena;
 use crate::Errno;
-use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::decode::Access;
@@ -14,6 +13,7 @@ use crate::fault::region::Region;
 use crate::fault::resolve::{fill_whole, pause};
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
+use crate::fault::track::admit;
 use crate::sys;
 use core::ops::Range;
 use core::ptr;
@@ -40,6 +40,9 @@ impl Arena {
     /// Makes every page of `range` (bytes, whole pages) present, with the template's content and
     /// memory of its own. Afterwards the range is safe for system calls too, and touching it does
     /// not fault.
+    ///
+    /// Where there is a checkpoint and [`Tracking::Signal`](crate::Tracking::Signal), the range counts as
+    /// written from here on: system calls could not write to it otherwise.
     ///
     /// Pages that are present already stay as they are. If it fails half-way, what was populated
     /// stays.
@@ -74,14 +77,27 @@ impl Arena {
             let first = index * chunk_pages;
             let part = page - first..(pages.end - first).min(chunk_pages);
             page = first + part.end;
-            self.populate_chunk(index, part).map_err(|cause| match cause {
-                Cause::Kind(kind) => error(kind),
-                Cause::Os(errno) => {
-                    Error::os(Operation::Populate, errno).range(range.start, range.end)
+            let populated = self.populate_chunk(index, part.clone());
+            populated.and_then(|()| self.admit_system_calls(index, part)).map_err(|cause| {
+                match cause {
+                    Cause::Kind(kind) => error(kind),
+                    Cause::Os(errno) => {
+                        Error::os(Operation::Populate, errno).range(range.start, range.end)
+                    }
                 }
             })?;
         }
         Ok(())
+    }
+
+    /// Lifts the write protection of a checkpoint where the kernel could not do it by itself.
+    fn admit_system_calls(&self, index: usize, part: Range<usize>) -> Result<(), Cause> {
+        if !self.region().track.is_by_signal() {
+            return Ok(());
+        }
+        let blocked = SignalsBlocked::new();
+        let admitted = self.as_owner(&blocked, index, |region, chunk| admit(region, chunk, part));
+        admitted.unwrap_or(Ok(())).map_err(Cause::Os)
     }
 
     fn populate_chunk(&self, index: usize, part: Range<usize>) -> Result<(), Cause> {
@@ -119,8 +135,7 @@ enum Cause {
 
 /// Installs the absent pages of `part`, as a filler of `chunk`.
 fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
-    // Relaxed: see where it is cleared.
-    let huge = region.huge.load(Ordering::Relaxed) != 0;
+    let huge = region.fills_huge();
     if huge && part.len() == region.chunk_pages() && fill_whole(region, chunk) {
         return Ok(Attempt::Done);
     }

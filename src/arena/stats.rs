@@ -27,6 +27,10 @@ pub struct Stats {
     pub lent_bytes: usize,
     /// The most that `resident_bytes` has been.
     pub peak_resident_bytes: usize,
+    /// Bytes of memory that the [checkpoint](crate::Arena::checkpoint) keeps what was there in. They are
+    /// not charged to the budget, nor part of `resident_bytes`; lacuna's bits take about 0.02 % of what
+    /// is present besides.
+    pub checkpoint_bytes: usize,
     /// Faults that the handler was called for.
     pub faults: u64,
     /// Faults among them whose page another thread had installed meanwhile.
@@ -44,6 +48,7 @@ impl Stats {
             resident_bytes: bytes(balance.resident),
             lent_bytes: bytes(balance.lent),
             peak_resident_bytes: bytes(balance.peak),
+            checkpoint_bytes: bytes(region.track.stored_pages()),
             // Relaxed: statistics.
             faults: region.counters.faults.load(Ordering::Relaxed),
             raced_faults: region.counters.raced.load(Ordering::Relaxed),
@@ -67,6 +72,9 @@ impl fmt::Display for Stats {
         write!(f, " of {} reserved", Bytes(self.reserved_bytes))?;
         if let Some(budget) = self.budget_bytes {
             write!(f, ", budget {}", Bytes(budget))?;
+        }
+        if self.checkpoint_bytes > 0 {
+            write!(f, ", checkpoint {}", Bytes(self.checkpoint_bytes))?;
         }
         write!(f, ", peak {}, {} faults", Bytes(self.peak_resident_bytes), self.faults)
     }

@@ -83,6 +83,36 @@ impl PageBits {
     }
 }
 
+/// Changes by a set of pages, for whoever keeps bits in step by owning their chunk.
+impl PageBits {
+    /// Sets the pages of `set`.
+    pub(crate) fn add(&self, set: &Snapshot) {
+        for (bits, word) in self.0.iter().zip(set.0) {
+            // Release as in `set`.
+            bits.fetch_or(word, Ordering::Release);
+        }
+    }
+
+    /// Clears the pages of `set`, and tells how many of them were set.
+    pub(crate) fn remove(&self, set: &Snapshot) -> usize {
+        let mut count = 0usize;
+        for (bits, word) in self.0.iter().zip(set.0) {
+            // Relaxed as in `clear`.
+            let old = word & bits.fetch_and(!word, Ordering::Relaxed);
+            count = count.wrapping_add(old.count_ones() as usize);
+        }
+        count
+    }
+
+    /// Has exactly the pages of `set` set.
+    pub(crate) fn assign(&self, set: &Snapshot) {
+        for (bits, word) in self.0.iter().zip(set.0) {
+            // Release as in `set`.
+            bits.store(word, Ordering::Release);
+        }
+    }
+}
+
 /// The bits of `word` that `pages` covers.
 fn mask(word: usize, pages: &Range<usize>) -> u64 {
     let base = word.wrapping_mul(64);
@@ -129,6 +159,32 @@ impl Snapshot {
             *word |= more;
         }
         self
+    }
+
+    /// The pages set in both.
+    pub(crate) fn and(mut self, other: &Self) -> Self {
+        for (word, more) in self.0.iter_mut().zip(&other.0) {
+            *word &= more;
+        }
+        self
+    }
+
+    /// The pages set here and not there.
+    pub(crate) fn minus(mut self, other: &Self) -> Self {
+        for (word, less) in self.0.iter_mut().zip(&other.0) {
+            *word &= !less;
+        }
+        self
+    }
+
+    /// The runs of set pages, in order.
+    pub(crate) fn runs(self) -> impl Iterator<Item = Range<usize>> {
+        let mut from = 0;
+        core::iter::from_fn(move || {
+            let start = self.next_set(from..BITS);
+            from = self.next_clear(start..BITS);
+            (start < BITS).then_some(start..from)
+        })
     }
 
     /// The first set page of `pages`, or its end.

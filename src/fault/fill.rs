@@ -6,6 +6,7 @@ use super::protect;
 use super::region::Region;
 use super::source::{Buffers, Content, Source, Zeroes};
 use super::tables::Chunk;
+use super::track::{copy_mode, note_install};
 use super::{ZEROES, uffd};
 use crate::uffd::{CopyMode, Progress, ZeropageMode};
 use core::ops::Range;
@@ -45,6 +46,9 @@ pub(crate) fn add(
     let promised = pages.len() as u64;
     let first = region.pages_of(chunk.index).start;
     region.tables.summary().set(chunk.index);
+    if region.track.is_on() {
+        note_install(region, chunk.index, pages.clone(), access);
+    }
     let run = first.wrapping_add(pages.start)..first.wrapping_add(pages.end);
     let filled = fill(region, run, access);
 
@@ -120,13 +124,19 @@ fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
         lent,
         stopped_by: progress.errno(),
     };
+    let tracked = region.track.is_on();
     let copy = |from: *const u8, pages: usize| {
+        let mode = match tracked {
+            true => copy_mode(region, page, pages),
+            false => CopyMode::DONTWAKE,
+        };
         // SAFETY: the target lies in a reservation of ours, whose absent pages promise this
         // content; the source is memory of a template, at least as long.
-        step(unsafe { uffd.copy(target, from, bytes(pages), CopyMode::DONTWAKE) }, false)
+        step(unsafe { uffd.copy(target, from, bytes(pages), mode) }, false)
     };
     match region.source.at(page, region.page_shift) {
-        Content::Zero if access == Access::Read => {
+        // The zero page cannot be installed protected.
+        Content::Zero if access == Access::Read && !tracked => {
             // SAFETY: as above, and the content is zero.
             step(unsafe { uffd.zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
         }

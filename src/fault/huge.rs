@@ -8,10 +8,10 @@
 
 use super::ledger::Charge;
 use super::protect;
-use super::region::Region;
+use super::region::{HUGE_ALLOWED, Region};
 use super::staging::Slot;
 use super::tables::Chunk;
-use super::{STAGING, uffd};
+use super::{STAGING, uffd_of};
 use crate::atomic::Ordering;
 use crate::page::CHUNK;
 use crate::sys;
@@ -80,7 +80,7 @@ fn fill_from(region: &Region, chunk: &Chunk<'_>, slot: &Slot<'_>) -> usize {
             if errno == Errno::EINVAL {
                 // These two mappings will not do, ever: one is locked in memory, say. Relaxed: a
                 // fault that does not know yet finds out by itself.
-                region.huge.store(0, Ordering::Relaxed);
+                region.huge.fetch_and(!HUGE_ALLOWED, Ordering::Relaxed);
             }
             record_arrived(region, chunk)
         }
@@ -90,7 +90,7 @@ fn fill_from(region: &Region, chunk: &Chunk<'_>, slot: &Slot<'_>) -> usize {
 /// Moves a slot's pages to the pages from `first` on. If it fails, some may have arrived, and other
 /// threads may be using them.
 fn move_into_place(region: &Region, first: usize, slot: *mut u8) -> Result<(), Errno> {
-    let uffd = uffd()?;
+    let uffd = uffd_of(region)?;
     let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(first));
     // Should it fail, the page arrives in parts.
     // SAFETY: the chunk has no pages that could be lost, and nobody else may install any.

@@ -11,7 +11,7 @@ use super::pagemap::{Page, Pagemap};
 use super::protect;
 use super::region::Region;
 use super::tables::Chunk;
-use super::uffd;
+use super::uffd_of;
 use crate::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use crate::uffd::RegisterMode;
 use core::ops::Range;
@@ -37,7 +37,9 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
     let pages = region.pages_of(chunk.index);
     let absent = pages.len().saturating_sub(chunk.count_present()) as u64;
     region.tables.summary().set(chunk.index);
+    // The kernel would fill it unprotected.
     let fits = chunk.state.may_be_lent()
+        && !region.track.is_on()
         && region.ledger.is_roomy(absent, region.budget)
         && MAPPINGS.reserve(region, chunk.index);
     if !fits {
@@ -292,7 +294,7 @@ fn unregister(region: &Region, index: usize) -> usize {
     let pages = region.pages_of(index);
     let count = pages.len();
     let done = match region.backend {
-        Backend::Userfaultfd => uffd().is_ok_and(|uffd| {
+        Backend::Userfaultfd => uffd_of(region).is_ok_and(|uffd| {
             // SAFETY: the chunk is of zeroes, as the kernel fills it, and its owner has charged all of it.
             unsafe { uffd.unregister(start, len) }.is_ok()
         }),
@@ -313,7 +315,7 @@ fn unregister(region: &Region, index: usize) -> usize {
 fn register(region: &Region, index: usize) -> Result<(), Errno> {
     let (start, len) = span(region, index);
     // SAFETY: the chunk is part of a reservation of ours.
-    match unsafe { uffd()?.register(start, len, RegisterMode::MISSING) } {
+    match unsafe { uffd_of(region)?.register(start, len, RegisterMode::MISSING) } {
         Ok(_) => Ok(()),
         Err(error) => Err(error.errno().unwrap_or(Errno::UnknownErrno)),
     }

@@ -47,6 +47,7 @@ pub(crate) mod source;
 pub(crate) mod staging;
 pub(crate) mod summary;
 pub(crate) mod tables;
+pub(crate) mod track;
 pub(crate) mod tuning;
 pub(crate) mod violation;
 pub(crate) mod window;
@@ -84,6 +85,39 @@ pub(crate) fn set_descriptor(descriptor: RawFd) {
     // Relaxed: stored before the first region is published, and published with it; and by the
     // only thread of a forked child.
     DESCRIPTOR.store(descriptor as u32, Ordering::Relaxed);
+}
+
+/// A userfaultfd for arenas that are tracked by signals, where the first has the kernel take note of writes:
+/// that is a feature of a userfaultfd as a whole. -1 until there is such an arena.
+static SECOND: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// Makes `descriptor`, or none (-1), the second one.
+pub(crate) fn set_second_descriptor(descriptor: RawFd) {
+    // Relaxed: as in `set_descriptor`.
+    SECOND.store(descriptor as u32, Ordering::Relaxed);
+}
+
+/// The number of the second descriptor, or -1, which may be the parent's in a forked child.
+pub(crate) fn second_descriptor() -> RawFd {
+    SECOND.load(Ordering::Relaxed) as RawFd
+}
+
+/// The userfaultfd that a region is registered with, which has to be asked to change that, or to move pages
+/// there. Anything else any one will do.
+pub(crate) fn uffd_of(region: &Region) -> Result<Uffd<BorrowedFd<'static>>, Errno> {
+    registered_with(region.is_second)
+}
+
+/// The first userfaultfd, or the second.
+pub(crate) fn registered_with(second: bool) -> Result<Uffd<BorrowedFd<'static>>, Errno> {
+    if !second {
+        return uffd();
+    }
+    if !process::is_armed() {
+        return Err(Errno::ESRCH);
+    }
+    // SAFETY: set before a region that needs it exists, never closed while the process is armed.
+    Ok(unsafe { Uffd::from_parts(BorrowedFd::borrow_raw(second_descriptor()), Features::SIGBUS) })
 }
 
 /// The number of the descriptor, which may be the parent's in a forked child.

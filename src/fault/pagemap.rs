@@ -6,7 +6,8 @@ use core::ffi::{c_int, c_ulong};
 use core::mem;
 use core::ops::Range;
 use linux_raw_sys::general::{
-    PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, page_region, pm_scan_arg,
+    PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, PM_SCAN_WP_MATCHING,
+    page_region, pm_scan_arg,
 };
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -51,10 +52,74 @@ pub(crate) type Visit<'a> = &'a mut dyn FnMut(Range<usize>, Page);
 /// Runs that one PAGEMAP_SCAN may tell.
 const BATCH: usize = 32;
 
+/// Runs of written pages that one may tell; never asked for in the handler.
+const WRITTEN_BATCH: usize = 512;
+
 impl Pagemap {
     pub(crate) fn open() -> Result<Self, Errno> {
         let descriptor = sys::open(Call::OpenPagemap, c"/proc/self/pagemap", libc::O_RDONLY)?;
         Ok(Self { descriptor, scans: true })
+    }
+
+    /// One that was opened before.
+    pub(crate) fn of(descriptor: OwnedFd) -> Self {
+        Self { descriptor, scans: true }
+    }
+
+    /// The descriptor; it stays open.
+    pub(crate) fn into_descriptor(self) -> OwnedFd {
+        self.descriptor
+    }
+
+    /// Visits runs of pages of the reservation, in order, that cover those among `pages` which are present and
+    /// not write-protected; what is absent may be visited too. The region is registered for that with
+    /// [`Tracking::Kernel`](super::track::Tracking::Kernel).
+    ///
+    /// `quick` asks for nothing else, for which the kernel has a way that is many times faster.
+    pub(crate) fn visit_written(
+        &self,
+        region: &Region,
+        pages: Range<usize>,
+        quick: bool,
+        visit: &mut dyn FnMut(Range<usize>),
+    ) -> Result<(), Errno> {
+        let base = region.base as u64;
+        let page = |address: u64| (address.wrapping_sub(base) >> region.page_shift) as usize;
+        let end = region.address_of(pages.end) as u64;
+        let mut start = region.address_of(pages.start) as u64;
+        while start < end {
+            let mut runs = [page_region { start: 0, end: 0, categories: 0 }; WRITTEN_BATCH];
+            // SAFETY: zeroes are a valid request for nothing.
+            let mut request: pm_scan_arg = unsafe { mem::zeroed() };
+            request.size = size_of::<pm_scan_arg>() as u64;
+            (request.start, request.end) = (start, end);
+            request.vec = runs.as_mut_ptr().expose_provenance() as u64;
+            request.vec_len = runs.len() as u64;
+            request.category_mask = u64::from(PAGE_IS_WRITTEN);
+            let more = if quick { 0 } else { u64::from(PAGE_IS_PRESENT) };
+            request.return_mask = request.category_mask | more;
+            // SAFETY: the kernel writes at most `vec_len` runs to `vec`, and reads no page.
+            let count = unsafe { pagemap_scan(self.descriptor.as_raw_fd(), &raw mut request) }?;
+            for run in runs.iter().take(count as usize) {
+                visit(page(run.start)..page(run.end));
+            }
+            start = if request.walk_end > start { request.walk_end } else { end };
+        }
+        Ok(())
+    }
+
+    /// Write-protects `pages` of the reservation, all of them present, those that are protected included.
+    pub(crate) fn protect(&self, region: &Region, pages: Range<usize>) -> Result<(), Errno> {
+        // SAFETY: zeroes are a valid request for nothing.
+        let mut request: pm_scan_arg = unsafe { mem::zeroed() };
+        request.size = size_of::<pm_scan_arg>() as u64;
+        request.start = region.address_of(pages.start) as u64;
+        request.end = region.address_of(pages.end) as u64;
+        request.flags = u64::from(PM_SCAN_WP_MATCHING);
+        request.category_mask = u64::from(PAGE_IS_WRITTEN);
+        request.return_mask = request.category_mask;
+        // SAFETY: nothing is told; the pages are a reservation's of ours, which is tracked.
+        unsafe { pagemap_scan(self.descriptor.as_raw_fd(), &raw mut request) }.map(drop)
     }
 
     /// Visits the pages of chunk `index`, run by run in order.

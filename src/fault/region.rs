@@ -5,6 +5,7 @@ use super::ledger::Ledger;
 use super::signals::Signal;
 use super::source::Source;
 use super::tables::{Chunk, Tables};
+use super::track::{Track, Tracking};
 use super::window::{Surroundings, Window};
 use crate::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::fork::OnFork;
@@ -13,6 +14,11 @@ use core::ops::Range;
 
 /// The longest name, in bytes.
 pub(crate) const NAME_MAX: usize = 63;
+
+/// In [`Region::huge`]: the arena, its template and the kernel are fit for it.
+pub(crate) const HUGE_ALLOWED: u32 = 1;
+/// In [`Region::huge`]: there is a checkpoint, and a huge page would arrive unprotected.
+pub(crate) const HUGE_PAUSED: u32 = 2;
 
 /// An arena's name, held in place: diagnostics are printed where nothing can be allocated.
 #[derive(Clone, Copy)]
@@ -50,8 +56,14 @@ pub(crate) struct Region {
     pub(crate) window: Window,
     pub(crate) source: Source,
     pub(crate) name: Name,
-    /// 1 while whole chunks may be filled with huge pages.
+    /// [`HUGE_ALLOWED`] alone while whole chunks may be filled with huge pages.
     pub(crate) huge: AtomicU32,
+    /// How the arena learns of writes since a checkpoint.
+    pub(crate) tracking: Tracking,
+    /// Whether the region is registered with the second userfaultfd.
+    pub(crate) is_second: bool,
+    /// The checkpoint, if there is one.
+    pub(crate) track: Track,
     /// Whether chunks may be lent: the template is zeroes, and the arena was not told otherwise.
     pub(crate) lends: bool,
     /// 1 once the whole reservation is the kernel's to fill: it raises no signal any more.
@@ -107,7 +119,8 @@ impl Region {
         1 << self.chunk_page_shift()
     }
 
-    fn chunk_page_shift(&self) -> u32 {
+    /// log2 of that.
+    pub(crate) fn chunk_page_shift(&self) -> u32 {
         CHUNK_SHIFT.saturating_sub(self.page_shift)
     }
 
@@ -132,6 +145,12 @@ impl Region {
     pub(crate) fn pages_of(&self, index: usize) -> Range<usize> {
         let first = index.wrapping_shl(self.chunk_page_shift());
         first..first.saturating_add(self.chunk_pages()).min(self.pages)
+    }
+
+    /// Whether whole chunks may be filled with huge pages.
+    pub(crate) fn fills_huge(&self) -> bool {
+        // Relaxed: see where the bits are changed.
+        self.huge.load(Ordering::Relaxed) == HUGE_ALLOWED
     }
 
     /// Enters a chunk to install pages: as one of its fillers, or, where the backend does not tell

@@ -12,9 +12,9 @@ use super::protect;
 use super::region::{Counters, Region};
 use super::source::Source;
 use super::tables::Chunk;
+use super::track::admit_writer;
 use super::tuning::LONELY_PAGES;
 use super::violation::Refusal;
-use crate::atomic::Ordering;
 use crate::sys;
 use core::ops::Range;
 use nix::errno::Errno;
@@ -97,16 +97,17 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     region.leave(&chunk);
     match result {
         // Not while inside a chunk: another fault may be recalling that very one.
-        Err(refusal) if make_room(region, refusal) => Ok(()),
+        Err(refusal) if make_room(region, page, refusal) => Ok(()),
         result => result,
     }
 }
 
-/// Whether what a fault was refused for can be had from elsewhere: then the instruction runs again.
+/// Whether what a fault was refused for can be had from elsewhere, or as the chunk's owner: then the instruction runs again.
 #[cold]
 #[inline(never)]
-fn make_room(region: &Region, refusal: Refusal) -> bool {
+fn make_room(region: &Region, page: usize, refusal: Refusal) -> bool {
     match refusal {
+        Refusal::Protected => admit_writer(region, page),
         Refusal::Budget => !is_exhausted(region),
         Refusal::OutOfMemory => region.backend == Backend::Mprotect && merge_any(region),
         _ => false,
@@ -199,9 +200,7 @@ fn lend_alone(region: &Region, chunk: &Chunk<'_>) -> bool {
 
 /// Whether a whole chunk is worth a huge page: reads of zeroes take no memory at all.
 fn wants_huge(region: &Region, access: Access) -> bool {
-    // Relaxed: see where it is cleared.
-    region.huge.load(Ordering::Relaxed) != 0
-        && !(access == Access::Read && matches!(region.source, Source::Zero))
+    region.fills_huge() && !(access == Access::Read && matches!(region.source, Source::Zero))
 }
 
 /// Fills a chunk without any page with a huge page, if this is its only filler. Signals are blocked,
@@ -266,8 +265,13 @@ fn verify(
     if region.backend == Backend::Mprotect {
         return protect::verify(region, chunk, page, access, errno);
     }
-    if is_accessible(region, page_index, access) {
-        return Ok(());
+    let tracked = access == Access::Write && region.track.is_by_signal();
+    // The kernel cannot write to a protected page.
+    let asked = if tracked { Access::Read } else { access };
+    if is_accessible(region, page_index, asked) {
+        // Unless present by its bit, it is as good as: somebody is about to set it.
+        let protected = tracked && chunk.is_present(page);
+        return if protected { Err(Refusal::Protected) } else { Ok(()) };
     }
     if chunk.is_present(page) {
         // Counted and charged already, so nothing is recorded again.

@@ -80,6 +80,11 @@ impl Tables {
         Self { base, layout, any_lent: AtomicU32::new(0) }
     }
 
+    /// How many chunks there are.
+    pub(crate) fn chunks(&self) -> usize {
+        self.layout.chunks
+    }
+
     pub(crate) fn summary(&self) -> Summary<'_> {
         let [leaf, middle, top] = summary::words(self.layout.chunks);
         let base = self.base.cast::<AtomicU64>().as_ptr();

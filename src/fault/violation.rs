@@ -40,6 +40,9 @@ pub(crate) enum Refusal {
     OutOfMemory,
     ForkedWithoutHooks,
     Unresolvable(Errno),
+    /// The page is there and protected by a checkpoint: what it holds has to be saved before it is written.
+    /// A violation if there is no memory for that.
+    Protected,
     /// The page is there, and somebody else has changed its protection, as collectors of garbage and
     /// makers of guards do: the fault is theirs.
     Foreign,
@@ -54,7 +57,7 @@ impl Refusal {
             Self::Limit => Bound::Limit(bytes(region.limit())),
             Self::Budget => Bound::Budget(bytes(region.budget as usize)),
             Self::TemplateUnreadable => Bound::TemplateUnreadable,
-            Self::OutOfMemory => Bound::OutOfMemory,
+            Self::OutOfMemory | Self::Protected => Bound::OutOfMemory,
             Self::ForkedWithoutHooks => Bound::ForkedWithoutHooks,
             Self::Unresolvable(errno) => Bound::Unresolvable(errno),
             Self::Foreign => return None,

@@ -95,6 +95,25 @@ pub(crate) unsafe fn remap(
     if moved == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
 }
 
+/// process_vm_readv(2) of this process: copies `len` bytes, which other threads may be writing, or which
+/// may not be there (EFAULT, or a short count). Tells how many came.
+///
+/// # Safety
+/// `to` is valid for writes of `len` bytes by the kernel.
+#[inline(always)]
+pub(crate) unsafe fn copy_out(to: *mut u8, from: usize, len: usize) -> Result<usize, Errno> {
+    seam::pass(Call::CopyOut)?;
+    let local = libc::iovec { iov_base: to.cast(), iov_len: len };
+    let remote =
+        libc::iovec { iov_base: core::ptr::with_exposed_provenance_mut(from), iov_len: len };
+    // SAFETY: the kernel looks before it reads; the rest is as the caller promises.
+    let copied = unsafe {
+        let process = libc::getpid();
+        libc::process_vm_readv(process, &raw const local, 1, &raw const remote, 1, 0)
+    };
+    Ok(Errno::result(copied)? as usize)
+}
+
 /// Whether the byte at `address`, and seven more, can be read: rt_sigprocmask(2), told to do what there is
 /// not, reads its argument before it says so.
 pub(crate) fn is_readable(address: usize) -> bool {

@@ -8,7 +8,9 @@ mod memory;
 #[cfg_attr(not(lacuna_seam), allow(unreachable_pub, reason = "public for tests with the seam"))]
 pub mod seam;
 
-pub(crate) use memory::{advise, is_readable, map, protect, remap, resident, unlock, unmap};
+pub(crate) use memory::{
+    advise, copy_out, is_readable, map, protect, remap, resident, unlock, unmap,
+};
 
 use core::ffi::{CStr, c_int, c_long, c_ulong};
 use nix::errno::Errno;
@@ -85,6 +87,23 @@ pub(crate) unsafe fn write_at(
     // SAFETY: the kernel checks what it reads; the rest is as the caller promises.
     let written = unsafe { libc::pwrite(fd, from.cast(), len, offset as libc::off_t) };
     Ok(Errno::result(written)? as usize)
+}
+
+/// The first two numbers of the kernel's release, from uname(2).
+pub(crate) fn kernel_release() -> Option<(u32, u32)> {
+    // SAFETY: zeroes are a valid utsname, which uname(2) overwrites.
+    let name = unsafe {
+        let mut name: libc::utsname = core::mem::zeroed();
+        Errno::result(libc::uname(&raw mut name)).ok()?;
+        name
+    };
+    let mut numbers = name.release.split(|byte| !(*byte as u8).is_ascii_digit()).map(|digits| {
+        digits.iter().fold(0u32, |number, digit| {
+            let digit = (*digit as u8).wrapping_sub(b'0');
+            number.wrapping_mul(10).wrapping_add(u32::from(digit))
+        })
+    });
+    Some((numbers.next()?, numbers.next()?))
 }
 
 /// sigaction(2): gives `signal` the disposition `new`, if any, and tells the one before.

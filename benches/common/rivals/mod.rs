@@ -4,6 +4,7 @@ mod bare;
 mod monitor;
 mod ours;
 mod plain;
+pub(crate) mod rollback;
 mod segv;
 
 pub(crate) use ours::{lacuna, lacuna_alone, lacuna_mprotect};

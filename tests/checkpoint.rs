@@ -1,0 +1,619 @@
+//! Checkpoints: what was written since is told exactly, and coming back is exact too, however it was written
+//! and whatever became of the pages.
+
+#![allow(missing_docs, reason = "a test")]
+
+mod support;
+
+use lacuna::{Arena, ArenaBuilder, Backend, ErrorKind, OnFork, Template, Tracking, Window};
+use std::collections::BTreeSet;
+use std::ops::Range;
+use support::{
+    Rng, Watchdog, arena_rss, bytes, discard, load, noise, numbered_pages, page, read_into, store,
+};
+
+const CHUNK: usize = 2 << 20;
+
+/// Both ways to track; what the kernel lacks is said aloud.
+fn both(test: impl Fn(Tracking)) {
+    for tracking in [Tracking::Kernel, Tracking::Signal] {
+        let arena = builder(1, tracking).reserve();
+        let kind = match arena {
+            Err(error) => panic!("{error}"),
+            Ok(arena) => arena.checkpoint().map_err(|error| error.kind()),
+        };
+        match kind {
+            Err(ErrorKind::Unsupported) => {
+                eprintln!("NOT RUN: this kernel has no {tracking:?} tracking");
+            }
+            result => {
+                result.unwrap();
+                test(tracking);
+            }
+        }
+    }
+}
+
+fn builder<'a>(len: usize, tracking: Tracking) -> ArenaBuilder<'a> {
+    Arena::builder(len).backend(Backend::Userfaultfd).tracking(tracking)
+}
+
+fn rollback(arena: &Arena) {
+    // SAFETY: tests hold no references into arenas, and every byte is valid.
+    unsafe { arena.rollback() }.unwrap();
+}
+
+/// The pages that are said to be written.
+fn written(arena: &Arena) -> Vec<usize> {
+    let ranges = arena.written().unwrap();
+    assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start), "{ranges:?}");
+    let pages = |range: Range<usize>| range.start / page()..range.end / page();
+    ranges.into_iter().flat_map(pages).collect()
+}
+
+/// The books agree with the kernel.
+#[track_caller]
+fn assert_measured(arena: &Arena) {
+    let before = arena.stats();
+    let stats = arena.measure().unwrap();
+    assert_eq!(stats.resident_bytes, arena_rss(arena));
+    assert!(before.resident_bytes <= stats.resident_bytes);
+    assert!(
+        before.resident_bytes + before.lent_bytes >= stats.resident_bytes + stats.lent_bytes,
+        "{before:?} {stats:?}"
+    );
+}
+
+#[test]
+fn random_writes_are_exactly_those() {
+    let _watchdog = Watchdog::new("random_writes_are_exactly_those", 200);
+    both(|tracking| {
+        for huge in [false, true] {
+            let pages = (512 << 20) / page();
+            let arena = builder(pages * page(), tracking).huge_pages(huge).reserve().unwrap();
+            arena.populate(0..arena.len() / 2).unwrap();
+            arena.checkpoint().unwrap();
+            assert_eq!(written(&arena), []);
+            let mut rng = Rng(7);
+            let mut model = BTreeSet::new();
+            for _ in 0..100_000 {
+                let at = rng.below(pages);
+                store(&arena, at * page() + rng.below(page()), 1);
+                model.insert(at);
+                let read = rng.below(pages);
+                load(&arena, read * page());
+            }
+            let model: Vec<usize> = model.into_iter().collect();
+            assert!(written(&arena) == model, "{tracking:?}, huge pages {huge}");
+            assert_measured(&arena);
+            rollback(&arena);
+            assert_eq!(written(&arena), []);
+            assert_eq!(arena.stats().resident_bytes, arena.len() / 2);
+            assert_measured(&arena);
+            for at in model.iter().step_by(97) {
+                assert!(bytes(&arena, at * page()..(at + 1) * page()).iter().all(|it| *it == 0));
+            }
+        }
+    });
+}
+
+#[test]
+fn comes_back_many_times() {
+    both(|tracking| {
+        let content = noise(64 * page(), 3);
+        let template = Template::bytes(&content).unwrap();
+        let arena = builder(4 * CHUNK, tracking).template(template).reserve().unwrap();
+        for at in 0..20 {
+            store(&arena, at * page() + 9, at as u8);
+        }
+        store(&arena, 3 * CHUNK, 77);
+        let before = bytes(&arena, 0..64 * page());
+        discard(&arena, 50 * page()..64 * page());
+        arena.checkpoint().unwrap();
+        let mut rng = Rng(1);
+        for round in 0..30 {
+            for _ in 0..rng.below(50) {
+                store(&arena, rng.below(4 * CHUNK), round);
+            }
+            // The same in each round.
+            for at in [2, 3, 40, 60, 700, 1600] {
+                store(&arena, at * page() + 1, round ^ 0x55);
+            }
+            if round % 3 == 0 {
+                discard(&arena, 10 * page()..30 * page());
+            }
+            if round % 7 == 6 {
+                assert!(written(&arena).contains(&700));
+            }
+            rollback(&arena);
+            assert!(bytes(&arena, 0..64 * page()) == before, "round {round}");
+            assert_eq!((load(&arena, 3 * CHUNK), load(&arena, 3 * CHUNK + page())), (77, 0));
+            assert_eq!((load(&arena, 700 * page() + 1), load(&arena, 1600 * page() + 1)), (0, 0));
+            assert_measured(&arena);
+        }
+    });
+}
+
+#[test]
+fn hot_pages_cost_no_fault_and_are_told_exactly() {
+    both(|tracking| {
+        let arena = builder(16 * CHUNK, tracking).reserve().unwrap();
+        arena.populate(0..8 * CHUNK).unwrap();
+        arena.checkpoint().unwrap();
+        let write = || (0..64).for_each(|at| store(&arena, at * 91 * page(), 1));
+        for _ in 0..3 {
+            write();
+            rollback(&arena);
+        }
+        let faults = arena.stats().faults;
+        for _ in 0..5 {
+            write();
+            rollback(&arena);
+            (0..64).for_each(|at| assert_eq!(load(&arena, at * 91 * page()), 0));
+        }
+        assert_eq!(arena.stats().faults, faults, "hot pages fault");
+        // Some of them, one of them with what it held, which is not seen this once.
+        store(&arena, 91 * page(), 1);
+        store(&arena, 2 * 91 * page(), 0);
+        assert_eq!(written(&arena), [91]);
+        store(&arena, 3 * 91 * page(), 0);
+        assert_eq!(written(&arena), [91, 3 * 91]);
+        rollback(&arena);
+        for _ in 0..4 {
+            store(&arena, 2 * 91 * page(), 0);
+            assert_eq!(written(&arena), [2 * 91]);
+            rollback(&arena);
+            assert_eq!(written(&arena), []);
+        }
+    });
+}
+
+#[test]
+fn a_hot_page_that_cools_down_is_watched_again() {
+    both(|tracking| {
+        let arena = builder(CHUNK, tracking).window(Window::Pages(1)).reserve().unwrap();
+        store(&arena, 0, 9);
+        arena.checkpoint().unwrap();
+        for round in 1..20u8 {
+            if round % 5 != 0 {
+                store(&arena, 0, round);
+                store(&arena, 8 * page(), round);
+            }
+            rollback(&arena);
+            assert_eq!((load(&arena, 0), load(&arena, 8 * page())), (9, 0), "round {round}");
+        }
+        store(&arena, 0, 1);
+        store(&arena, 8 * page(), 1);
+        assert_eq!(written(&arena), [0, 8]);
+    });
+}
+
+#[test]
+fn reading_and_windows_do_not_count() {
+    both(|tracking| {
+        let arena = builder(64 * CHUNK, tracking).window(Window::Pages(16)).reserve().unwrap();
+        load(&arena, 5 * page());
+        arena.checkpoint().unwrap();
+        load(&arena, 40 * page());
+        load(&arena, 4 * CHUNK);
+        assert_eq!(written(&arena), []);
+        // One of a window's pages; and one that showed the kernel's zero page.
+        store(&arena, 8 * CHUNK + 3 * page(), 1);
+        store(&arena, 5 * page(), 1);
+        assert_eq!(written(&arena), [5, 8 * CHUNK / page() + 3]);
+        rollback(&arena);
+        assert_eq!((load(&arena, 5 * page()), load(&arena, 8 * CHUNK + 3 * page())), (0, 0));
+        assert_measured(&arena);
+    });
+}
+
+#[test]
+fn discarded_pages_come_back_and_count() {
+    both(|tracking| {
+        let template = numbered_pages();
+        let arena = builder(8 * CHUNK, tracking).template(template).reserve().unwrap();
+        store(&arena, 9, 7);
+        store(&arena, CHUNK + 9, 8);
+        arena.checkpoint().unwrap();
+        store(&arena, 4 * CHUNK, 9);
+        discard(&arena, 0..arena.len());
+        assert_eq!(written(&arena), [0, CHUNK / page()]);
+        assert_eq!((load(&arena, 9), load(&arena, CHUNK + 9)), (0, 0));
+        rollback(&arena);
+        assert_eq!((load(&arena, 9), load(&arena, CHUNK + 9)), (7, 8));
+        assert_eq!(load(&arena, CHUNK + 2), (CHUNK / page()) as u8);
+        assert_eq!(written(&arena), []);
+        // SAFETY: nobody holds a reference.
+        unsafe { arena.reset() }.unwrap();
+        rollback(&arena);
+        assert_eq!((load(&arena, 9), load(&arena, CHUNK + 9)), (7, 8));
+        assert_measured(&arena);
+    });
+}
+
+#[test]
+fn a_checkpoint_replaces_the_one_before() {
+    both(|tracking| {
+        let arena = builder(8 * CHUNK, tracking).reserve().unwrap();
+        arena.populate(0..CHUNK).unwrap();
+        arena.checkpoint().unwrap();
+        for round in 1..6u8 {
+            store(&arena, 3 * page(), round);
+            store(&arena, usize::from(round) * CHUNK, round);
+            discard(&arena, usize::from(round) * page() * 20..usize::from(round) * page() * 21);
+            arena.checkpoint().unwrap();
+            assert_eq!(written(&arena), []);
+            store(&arena, 3 * page(), 99);
+            store(&arena, 6 * CHUNK, 99);
+            rollback(&arena);
+            assert_eq!(load(&arena, 3 * page()), round);
+            assert_eq!(load(&arena, usize::from(round) * CHUNK), round);
+            assert_eq!(load(&arena, 6 * CHUNK), 0);
+            discard(&arena, 6 * CHUNK..7 * CHUNK);
+        }
+        assert_measured(&arena);
+        assert!(arena.stats().checkpoint_bytes <= arena.stats().resident_bytes);
+        arena.forget_checkpoint();
+        assert_eq!(arena.stats().checkpoint_bytes, 0);
+        store(&arena, 3 * page(), 98);
+        assert_eq!(load(&arena, 3 * page()), 98);
+        arena.populate(4 * CHUNK..6 * CHUNK).unwrap();
+        arena.checkpoint().unwrap();
+        store(&arena, 3 * page(), 97);
+        rollback(&arena);
+        assert_eq!(load(&arena, 3 * page()), 98);
+        assert_measured(&arena);
+    });
+}
+
+/// A zero page needs no memory in a checkpoint.
+#[test]
+fn zero_pages_cost_nothing() {
+    both(|tracking| {
+        let arena = builder(CHUNK, tracking).window(Window::Pages(512)).reserve().unwrap();
+        load(&arena, 0);
+        assert_eq!(arena.stats().lent_bytes, CHUNK);
+        arena.checkpoint().unwrap();
+        assert_eq!((arena.stats().checkpoint_bytes, arena_rss(&arena)), (0, 0));
+        (0..512).for_each(|at| store(&arena, at * page(), 1));
+        assert_eq!(written(&arena).len(), 512);
+        rollback(&arena);
+        (0..512).for_each(|at| assert_eq!(load(&arena, at * page()), 0));
+        assert_measured(&arena);
+    });
+}
+
+#[test]
+fn lent_chunks_are_recalled_and_none_is_lent() {
+    both(|tracking| {
+        let arena = builder(1 << 30, tracking).reserve().unwrap();
+        for at in [3, 30, 300] {
+            store(&arena, 20 * CHUNK + at * page(), at as u8);
+        }
+        assert!(arena.stats().lent_bytes > 4 * page(), "nothing was lent");
+        arena.checkpoint().unwrap();
+        assert!(arena.stats().lent_bytes + arena.stats().resident_bytes <= 4 * page());
+        for at in [4, 40, 400] {
+            store(&arena, 20 * CHUNK + at * page(), 1);
+            store(&arena, 30 * CHUNK + at * page(), 1);
+        }
+        let pages = [20, 30].map(|chunk| [4, 40, 400].map(|at| chunk * CHUNK / page() + at));
+        assert_eq!(written(&arena), pages.concat());
+        rollback(&arena);
+        assert_eq!(load(&arena, 20 * CHUNK + 300 * page()), 300usize as u8);
+        assert_eq!(load(&arena, 20 * CHUNK + 400 * page()), 0);
+        arena.forget_checkpoint();
+        for at in [5, 50, 500] {
+            store(&arena, 40 * CHUNK + at * page(), 1);
+        }
+        assert!(arena.stats().lent_bytes > 100 * page(), "nothing is lent any more");
+        assert_measured(&arena);
+    });
+}
+
+#[test]
+fn system_calls_are_seen() {
+    both(|tracking| {
+        let arena = builder(4 * CHUNK, tracking).reserve().unwrap();
+        arena.populate(0..CHUNK).unwrap();
+        arena.checkpoint().unwrap();
+        let read = read_into(&arena, 5 * page(), &[1; 100]);
+        if tracking == Tracking::Signal {
+            assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::EFAULT));
+            arena.populate(5 * page()..6 * page()).unwrap();
+            assert_eq!(read_into(&arena, 5 * page(), &[1; 100]).unwrap(), 100);
+        } else {
+            assert_eq!(read.unwrap(), 100);
+        }
+        // What was not there.
+        arena.populate(2 * CHUNK..2 * CHUNK + 2 * page()).unwrap();
+        assert_eq!(read_into(&arena, 2 * CHUNK, &[1; 100]).unwrap(), 100);
+        let mut pages = vec![5, 2 * CHUNK / page()];
+        if tracking == Tracking::Signal {
+            pages.push(2 * CHUNK / page() + 1);
+        }
+        assert_eq!(written(&arena), pages);
+        rollback(&arena);
+        assert_eq!((load(&arena, 5 * page()), load(&arena, 2 * CHUNK)), (0, 0));
+    });
+}
+
+#[test]
+fn a_budget_is_needed_for_what_was_discarded() {
+    both(|tracking| {
+        let budget = 16 * page();
+        let arena =
+            builder(CHUNK, tracking).window(Window::Pages(1)).budget(budget).reserve().unwrap();
+        (0..12).for_each(|at| store(&arena, at * page(), 7));
+        arena.checkpoint().unwrap();
+        discard(&arena, 0..8 * page());
+        (20..32).for_each(|at| store(&arena, at * page(), 1));
+        assert_eq!(arena.stats().budget_left(), Some(0));
+        // What is new goes first.
+        rollback(&arena);
+        assert_eq!(arena.stats().resident_bytes, 12 * page());
+        (0..12).for_each(|at| assert_eq!(load(&arena, at * page()), 7));
+        // Pages that stay, being hot, may take it.
+        for _ in 0..2 {
+            (20..24).for_each(|at| store(&arena, at * page(), 1));
+            rollback(&arena);
+        }
+        assert_eq!(arena.stats().budget_left(), Some(0));
+        (20..24).for_each(|at| assert_eq!(load(&arena, at * page()), 0));
+        discard(&arena, 0..4 * page());
+        (30..34).for_each(|at| store(&arena, at * page(), 1));
+        rollback(&arena);
+        (0..12).for_each(|at| assert_eq!(load(&arena, at * page()), 7));
+        assert_measured(&arena);
+    });
+}
+
+#[test]
+fn without_a_checkpoint_it_is_an_error() {
+    both(|tracking| {
+        let arena = builder(CHUNK, tracking).reserve().unwrap();
+        assert_eq!(arena.tracking(), tracking);
+        arena.forget_checkpoint();
+        assert_eq!(arena.written().unwrap_err().kind(), ErrorKind::NoCheckpoint);
+        // SAFETY: it does nothing.
+        let error = unsafe { arena.rollback() }.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoCheckpoint);
+        assert!(error.hint().is_some());
+    });
+    let arena = Arena::builder(CHUNK).backend(Backend::Mprotect).reserve().unwrap();
+    assert_eq!(arena.checkpoint().unwrap_err().kind(), ErrorKind::NeedsUserfaultfd);
+    assert_eq!(arena.written().unwrap_err().kind(), ErrorKind::NoCheckpoint);
+}
+
+#[test]
+fn a_forked_child_has_none_and_makes_its_own() {
+    both(|tracking| {
+        for on_fork in [OnFork::Inherit, OnFork::Wipe] {
+            let template = Template::repeat(&3u8).unwrap();
+            let builder = builder(4 * CHUNK, tracking).template(template).on_fork(on_fork);
+            let arena = builder.reserve().unwrap();
+            (0..600).for_each(|at| store(&arena, at * page(), 7));
+            arena.checkpoint().unwrap();
+            store(&arena, page(), 8);
+            support::fork::fork(|| {
+                let inherits = on_fork == OnFork::Inherit;
+                assert_eq!(arena.written().unwrap_err().kind(), ErrorKind::NoCheckpoint);
+                assert_eq!(arena.stats().checkpoint_bytes, 0);
+                assert_eq!(load(&arena, page()), if inherits { 8 } else { 3 });
+                store(&arena, 2 * page(), 9);
+                store(&arena, 900 * page(), 9);
+                assert_eq!(load(&arena, 900 * page() + 1), 3);
+                arena.checkpoint().unwrap();
+                store(&arena, 2 * page(), 10);
+                store(&arena, 901 * page(), 10);
+                assert_eq!(written(&arena), [2, 901]);
+                rollback(&arena);
+                assert_eq!((load(&arena, 2 * page()), load(&arena, 901 * page())), (9, 3));
+                let mut grandchild = 0;
+                support::fork::fork(|| {
+                    grandchild += 1;
+                    assert_eq!(arena.written().unwrap_err().kind(), ErrorKind::NoCheckpoint);
+                    arena.checkpoint().unwrap();
+                    store(&arena, 2 * page(), 11);
+                    assert_eq!(written(&arena), [2]);
+                });
+                assert_measured(&arena);
+            });
+            store(&arena, 2 * page(), 12);
+            assert_eq!(written(&arena), [1, 2]);
+            rollback(&arena);
+            assert_eq!((load(&arena, page()), load(&arena, 2 * page())), (7, 7));
+        }
+    });
+}
+
+/// Another thread in the midst of a checkpoint does not keep its copy locked.
+#[test]
+fn a_fork_beside_checkpoints_does_not_hang() {
+    let _watchdog = Watchdog::new("a_fork_beside_checkpoints_does_not_hang", 100);
+    both(|tracking| {
+        let arena = builder(4 * CHUNK, tracking).reserve().unwrap();
+        arena.populate(0..2 * CHUNK).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    arena.checkpoint().unwrap();
+                    arena.written().unwrap();
+                    arena.forget_checkpoint();
+                }
+            });
+            for _ in 0..50 {
+                support::fork::fork(|| {
+                    store(&arena, 5 * page(), 1);
+                    arena.checkpoint().unwrap();
+                    store(&arena, 5 * page(), 2);
+                    assert_eq!(written(&arena), [5]);
+                    rollback(&arena);
+                    assert_eq!(load(&arena, 5 * page()), 1);
+                });
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+    });
+}
+
+/// Threads write while others ask: nothing is lost, and nothing is made up.
+#[test]
+fn writers_are_not_missed_while_it_is_asked() {
+    let _watchdog = Watchdog::new("writers_are_not_missed_while_it_is_asked", 100);
+    both(|tracking| {
+        let arena = builder(16 * CHUNK, tracking).reserve().unwrap();
+        arena.populate(0..8 * CHUNK).unwrap();
+        let pages = arena.len() / page();
+        for round in 0..4 {
+            arena.checkpoint().unwrap();
+            let write = |thread: usize| {
+                let mut rng = Rng((round * 2 + thread) as u64);
+                let places: Vec<usize> = (0..800).map(|_| rng.below(pages)).collect();
+                // The two share some pages.
+                places.iter().for_each(|at| store(&arena, at * page() + thread * 64, 1));
+                (0..100).for_each(|at| store(&arena, at * 7 * page() + thread, 1));
+                places
+            };
+            let mut model: Vec<usize> = std::thread::scope(|scope| {
+                let writers = [0, 1].map(|thread| scope.spawn(move || write(thread)));
+                let mut seen = 0;
+                while !writers.iter().all(|it| it.is_finished()) {
+                    let now = written(&arena).len();
+                    assert!(now >= seen);
+                    seen = now;
+                }
+                writers.into_iter().flat_map(|it| it.join().unwrap()).collect()
+            });
+            model.extend((0..100).map(|at| at * 7));
+            model.sort_unstable();
+            model.dedup();
+            let now = written(&arena);
+            let more = now.iter().filter(|it| model.binary_search(it).is_err());
+            assert_eq!(more.collect::<Vec<_>>(), [&0usize; 0], "{tracking:?} {round}");
+            let less = model.iter().filter(|it| now.binary_search(it).is_err());
+            assert_eq!(less.collect::<Vec<_>>(), [&0usize; 0], "{tracking:?} {round}");
+            rollback(&arena);
+            let is_zero = |at: &usize| {
+                bytes(&arena, at * page()..(at + 1) * page()).iter().all(|it| *it == 0)
+            };
+            assert!(model.iter().step_by(50).all(is_zero));
+            assert_measured(&arena);
+        }
+    });
+}
+
+/// Writers that go on while checkpoints begin, are renewed and end lose nothing.
+#[test]
+fn writers_go_on_beside_checkpoints() {
+    let _watchdog = Watchdog::new("writers_go_on_beside_checkpoints", 100);
+    both(|tracking| {
+        let template = Template::repeat(&5u8).unwrap();
+        let arena = builder(8 * CHUNK, tracking).template(template).reserve().unwrap();
+        std::thread::scope(|scope| {
+            let writers = [0usize, 1].map(|thread| {
+                let arena = &arena;
+                scope.spawn(move || {
+                    let mut rng = Rng(thread as u64);
+                    for round in 0..6000 {
+                        let at = rng.below(arena.len() / 2 / 64) * 128 + thread * 64;
+                        store(arena, at, round as u8);
+                        assert_eq!(load(arena, at), round as u8);
+                        assert_eq!(load(arena, at / page() * page() + 1), 5);
+                    }
+                })
+            });
+            while !writers.iter().all(|it| it.is_finished()) {
+                arena.checkpoint().unwrap();
+                arena.written().unwrap();
+                arena.checkpoint().unwrap();
+                arena.forget_checkpoint();
+            }
+        });
+        assert_measured(&arena);
+    });
+}
+
+#[test]
+fn pages_in_swap_are_not_missed() {
+    let Some(_swap) = Swap::new() else { return };
+    both(|tracking| {
+        let arena = builder(8 * CHUNK, tracking).huge_pages(false).reserve().unwrap();
+        let pages = 4 * CHUNK / page();
+        (0..pages).for_each(|at| store(&arena, at * page(), at as u8));
+        arena.checkpoint().unwrap();
+        (0..pages).step_by(3).for_each(|at| store(&arena, at * page(), 0xff));
+        page_out(&arena);
+        let swapped = support::smaps_of(arena.as_ptr().addr(), arena.len(), &["Swap:"]) << 10;
+        if swapped < 2 * CHUNK {
+            eprintln!("NOT RUN: {tracking:?}: the kernel put {swapped} bytes in swap only");
+            return;
+        }
+        let model: Vec<usize> = (0..pages).step_by(3).collect();
+        assert!(written(&arena) == model, "{tracking:?}: {} pages", written(&arena).len());
+        assert_measured(&arena);
+        // Written while they are there.
+        (1..pages).step_by(90).for_each(|at| store(&arena, at * page(), 0xfe));
+        let more = (1..pages).step_by(90).filter(|at| at % 3 != 0).count();
+        assert_eq!(written(&arena).len(), model.len() + more);
+        page_out(&arena);
+        rollback(&arena);
+        (0..pages).for_each(|at| assert_eq!(load(&arena, at * page()), at as u8));
+        assert_eq!(written(&arena), []);
+        page_out(&arena);
+        arena.checkpoint().unwrap();
+        assert_measured(&arena);
+    });
+}
+
+fn page_out(arena: &Arena) {
+    // SAFETY: paging out changes no content.
+    let result = unsafe { libc::madvise(arena.as_ptr().cast(), arena.len(), libc::MADV_PAGEOUT) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A swap file, for as long as it lives.
+struct Swap(std::path::PathBuf);
+
+impl Swap {
+    /// None, said aloud, where there is none to be had.
+    fn new() -> Option<Self> {
+        let path = std::env::temp_dir().join(format!("lacuna-swap-{}", std::process::id()));
+        let swap = Self(path);
+        match swap.start() {
+            Ok(()) => Some(swap),
+            Err(reason) => {
+                eprintln!("NOT RUN: no swap: {reason}");
+                None
+            }
+        }
+    }
+
+    fn start(&self) -> Result<(), String> {
+        use std::os::unix::fs::OpenOptionsExt;
+        // SAFETY: without preconditions.
+        if unsafe { libc::geteuid() } != 0 {
+            return Err("it takes root".to_owned());
+        }
+        let mut options = std::fs::OpenOptions::new();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&self.0);
+        std::io::Write::write_all(&mut file.map_err(|it| it.to_string())?, &vec![0; 64 << 20])
+            .map_err(|it| it.to_string())?;
+        for program in ["mkswap", "swapon"] {
+            let output = std::process::Command::new(program).arg(&self.0).output();
+            let output = output.map_err(|error| format!("{program}: {error}"))?;
+            if !output.status.success() {
+                return Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("swapoff").arg(&self.0).output();
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
