@@ -218,21 +218,27 @@ impl<'a> ArenaBuilder<'a> {
         let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
+        let shared = self.overlay(&reservation, offset)?;
         let moves = match backend {
             Backend::Userfaultfd => {
                 reservation.open(offset, layout.len)?;
                 reservation.forbid_huge_pages(offset, layout.len)?;
-                engine::register(base.as_ptr().addr(), layout.len)?.contains(Ioctls::MOVE)
+                let start = base.as_ptr().addr();
+                engine::register(start, layout.len, shared)?.contains(Ioctls::MOVE)
             }
             Backend::Mprotect => {
-                if !matches!(source, Source::Zero) {
+                if source.is_written() {
                     mprotect::start_writing()?;
                 }
-                mprotect::prepare(&reservation)?;
+                mprotect::prepare(&reservation, 0)?;
+                if shared > 0 {
+                    mprotect::prepare(&reservation, offset)?;
+                }
                 true
             }
         };
-        inherit::prepare(self.on_fork, &reservation, offset, layout.len, &tables)?;
+        let own = offset + shared..offset + layout.len;
+        inherit::prepare(self.on_fork, &reservation, own, &tables)?;
         let keep = if source.is_ordinary() { self.keep_resident >> page_shift() } else { 0 };
         let huge = self.huge_pages && moves && source.is_ordinary();
 
@@ -270,6 +276,15 @@ impl<'a> ArenaBuilder<'a> {
             _buffers: buffers,
             _template: self.template,
         })
+    }
+
+    /// Maps the whole pages of a shared image over the start of the arena, which is at `offset`; tells
+    /// how many bytes they are.
+    fn overlay(&self, reservation: &Mapping, offset: usize) -> Result<usize> {
+        match self.template.shared_image().and_then(|image| image.file()) {
+            Some((file, len)) => reservation.overlay(offset, len, file).map(|()| len),
+            None => Ok(0),
+        }
     }
 
     /// The handler's view of the template, and the buffers that a page function needs.

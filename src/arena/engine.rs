@@ -161,11 +161,23 @@ pub(super) fn hand_over(region: &Region) -> Result<()> {
     unsafe { uffd.unregister(address, len) }
 }
 
-/// Has the kernel raise SIGBUS for the missing pages of a reservation.
-pub(super) fn register(start: usize, len: usize) -> Result<Ioctls> {
-    let address = ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the range is a reservation of ours.
-    unsafe { own_uffd(Operation::Register)?.register(address, len, RegisterMode::MISSING) }
+/// Has the kernel raise SIGBUS for the missing pages of a reservation, and for those of the `shared`
+/// bytes at its start that it has not mapped yet. Tells what can be done to the rest.
+pub(super) fn register(start: usize, len: usize, shared: usize) -> Result<Ioctls> {
+    let uffd = own_uffd(Operation::Register)?;
+    let address = |start| ptr::with_exposed_provenance_mut(start);
+    let mut ioctls = Ioctls::empty();
+    // SAFETY: the ranges are a reservation of ours.
+    unsafe {
+        if shared > 0 {
+            let mode = RegisterMode::MISSING | RegisterMode::MINOR;
+            uffd.register(address(start), shared, mode)?;
+        }
+        if shared < len {
+            ioctls = uffd.register(address(start + shared), len - shared, RegisterMode::MISSING)?;
+        }
+    }
+    Ok(ioctls)
 }
 
 fn own_uffd(operation: Operation) -> Result<Uffd<BorrowedFd<'static>>> {

@@ -17,6 +17,7 @@ mod publish;
 mod registrar;
 mod reset;
 mod runs;
+mod shared;
 mod stats;
 mod template;
 

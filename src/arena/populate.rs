@@ -2,7 +2,6 @@
 
 use super::Arena;
 use crate::Errno;
-use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::decode::Access;
@@ -119,8 +118,7 @@ enum Cause {
 
 /// Installs the absent pages of `part`, as a filler of `chunk`.
 fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
-    // Relaxed: see where it is cleared.
-    let huge = region.huge.load(Ordering::Relaxed) != 0;
+    let huge = region.may_be_huge(chunk);
     if huge && part.len() == region.chunk_pages() && fill_whole(region, chunk) {
         return Ok(Attempt::Done);
     }

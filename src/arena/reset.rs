@@ -8,6 +8,7 @@ use crate::fault::signals::SignalsBlocked;
 use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
 use core::ptr;
+use core::slice;
 
 impl Arena {
     /// Brings everything back to the template. It costs in proportion to what is present.
@@ -17,7 +18,9 @@ impl Arena {
     /// the start of the arena on, keep their memory and get the template's content written over what
     /// they hold, which is many times faster than giving them back and faulting them in again: no
     /// fault, no system call, no flush of any processor's TLB. The rest is discarded, and so are
-    /// pages past the limit and those that the kernel filled by itself (`lent_bytes`).
+    /// pages past the limit and those that the kernel filled by itself (`lent_bytes`). With a
+    /// [shared](super::Template::shared) image, pages that were only read count as kept too: they are
+    /// compared with the image, and restored if they were written since.
     ///
     /// # Errors
     /// As for [`discard`](Self::discard).
@@ -68,10 +71,13 @@ impl Arena {
             drop(blocked);
             let Some(plan) = plan else { break };
             let pages = self.region().pages_of(index);
-            // Outside of the chunk: should a page have been dropped behind our back, writing to it
+            // Outside of the chunk: should a page have been dropped behind our back, touching it
             // faults, and that must not happen to a thread that a fork waits for.
             // SAFETY: nobody else accesses the pages.
-            unsafe { write_template(self.region(), pages.start, &plan.kept) };
+            unsafe {
+                write_template(self.region(), pages.start, &plan.kept);
+                self.restore_common(index, &plan.common);
+            }
             self.discard_set(pages.start, &plan.lent)?;
             if plan.end < pages.len() {
                 return Ok(pages.start + plan.end);
@@ -80,6 +86,36 @@ impl Arena {
             from = index + 1;
         }
         Ok(self.region().pages_of(from).start.min(self.region().pages))
+    }
+
+    /// Restores those of some lent pages of a chunk that were written: they are memory now.
+    ///
+    /// # Safety
+    /// They are present, and nobody else accesses them.
+    unsafe fn restore_common(&self, index: usize, pages: &Snapshot) {
+        let region = self.region();
+        let first = region.pages_of(index).start;
+        let mut written = Snapshot::EMPTY;
+        for page in members(pages, region.chunk_pages()) {
+            // SAFETY: as the caller promises.
+            if unsafe { !is_template(region, first + page) } {
+                written.insert(page..page + 1);
+            }
+        }
+        if written.is_empty() {
+            return;
+        }
+        // SAFETY: as the caller promises.
+        unsafe { write_template(region, first, &written) };
+        let _blocked = SignalsBlocked::new();
+        self.as_filler(index, |region, chunk| {
+            // Those that somebody has found to be memory meanwhile, or discarded, are lent no more.
+            let of_ours = members(&written, region.chunk_pages());
+            for page in of_ours.filter(|page| chunk.lend().get(*page)) {
+                chunk.resident.set(page..page + 1);
+                region.ledger.convert(u64::from(chunk.lend().clear_one(page)));
+            }
+        });
     }
 
     /// Discards a set of pages of the chunk that begins at page `first`.
@@ -99,8 +135,11 @@ impl Arena {
 
 /// What becomes of the first pages of a chunk.
 struct Plan {
-    /// Pages to restore, and how many they are.
+    /// Pages to restore.
     kept: Snapshot,
+    /// Lent pages, of an arena that shares its image, to restore if they were written.
+    common: Snapshot,
+    /// How many these are.
     pages: usize,
     /// How far it comes, in pages of the chunk.
     end: usize,
@@ -109,42 +148,81 @@ struct Plan {
 }
 
 impl Plan {
-    /// Keeps at most `allowed` resident pages of a chunk within the limit, from its first on.
+    /// Keeps at most `allowed` present pages of a chunk within the limit, from its first on: resident
+    /// ones, and, in an arena that shares its image, those that are lent by themselves. To look at such
+    /// a page costs a tenth of having it back; elsewhere they are too few to matter.
     fn of(region: &Region, chunk: &Chunk<'_>, allowed: usize) -> Self {
         let whole = region.pages_of(chunk.index);
         let resident = chunk.resident.load();
         let lent = chunk.lent().map_or(Snapshot::EMPTY, |lent| lent.load());
+        let looks = region.source.shared_pages() > 0 && !chunk.state.is_lent();
+        let wanted = if looks { resident.union(&lent) } else { resident };
         let limit = region.limit().clamp(whole.start, whole.end) - whole.start;
         let (mut pages, mut end) = (0, 0);
         while pages < allowed {
-            let start = resident.next_set(end..limit);
-            end = resident.next_clear(start..limit).min(start + (allowed - pages));
+            let start = wanted.next_set(end..limit);
+            end = wanted.next_clear(start..limit).min(start + (allowed - pages));
             if start == end {
                 break;
             }
             pages += end - start;
         }
-        Self { kept: resident.before(end), pages, end, lent: lent.before(end) }
+        let (kept, lent) = (resident.before(end), lent.before(end));
+        let (common, lent) = if looks { (lent, Snapshot::EMPTY) } else { (Snapshot::EMPTY, lent) };
+        Self { kept, common, pages, end, lent }
     }
+}
+
+/// The pages of a set, in order.
+fn members(pages: &Snapshot, count: usize) -> impl Iterator<Item = usize> {
+    let next = move |from: usize| Some(pages.next_set(from..count)).filter(|page| *page < count);
+    core::iter::successors(next(0), move |page| next(page + 1))
+}
+
+/// Whether a page holds what the template says.
+///
+/// # Safety
+/// It is present, and nobody else accesses it; the template is ordinary memory.
+unsafe fn is_template(region: &Region, page: usize) -> bool {
+    let size = 1 << region.page_shift;
+    let start: *const u8 = ptr::with_exposed_provenance(region.address_of(page));
+    // SAFETY: as the caller promises.
+    let bytes = unsafe { slice::from_raw_parts(start, size) };
+    match region.source.at(page, region.page_shift) {
+        // SAFETY: the template has whole pages.
+        Content::Bytes { from, .. } | Content::Shared { from, .. } => unsafe {
+            bytes == slice::from_raw_parts(from, size)
+        },
+        Content::Zero | Content::Hole { .. } => is_zero(bytes),
+        Content::Generated => false,
+    }
+}
+
+/// Whether all bytes are zeroes, by a comparison that the compiler does many bytes at a time.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(64).all(|part| part.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// Writes the template's content over `pages` of the chunk that begins at page `first`.
 ///
 /// # Safety
-/// They are resident, and nobody else accesses them.
+/// They are present, and nobody else accesses them.
 unsafe fn write_template(region: &Region, first: usize, pages: &Snapshot) {
-    let count = region.chunk_pages();
-    let mut page = pages.next_set(0..count);
-    while page < count {
+    for page in members(pages, region.chunk_pages()) {
         let (at, shift) = (first + page, region.page_shift);
         let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(at));
         // SAFETY: as the caller promises; the source is ordinary memory, or nothing is kept.
         unsafe {
-            if !matches!(region.source.at(at, shift), Content::Bytes { .. }) {
-                target.write_bytes(0, 1 << shift);
+            match region.source.at(at, shift) {
+                Content::Bytes { from, .. } | Content::Shared { from, .. } => {
+                    ptr::copy_nonoverlapping(from, target, 1 << shift);
+                }
+                Content::Zero | Content::Hole { .. } => target.write_bytes(0, 1 << shift),
+                Content::Generated => {
+                    target.write_bytes(0, 1 << shift);
+                    region.source.write(at, 1, shift, target);
+                }
             }
-            region.source.write(at, 1, shift, target);
         }
-        page = pages.next_set(page + 1..count);
     }
 }

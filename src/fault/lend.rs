@@ -232,7 +232,7 @@ fn correct(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, page: Page) 
             ledger.adopt(new.saturating_sub(lent) as u64);
         }
         // The kernel may replace memory that holds zeroes by its zero page.
-        Page::Zero => {
+        Page::Common => {
             let resident = chunk.resident.clear(pages.clone());
             if resident > 0 {
                 chunk.lend().set(pages);

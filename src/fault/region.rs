@@ -182,6 +182,13 @@ impl Region {
         self.forbidden.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether a chunk may be filled with a huge page: pages cannot be moved over a shared image.
+    pub(crate) fn may_be_huge(&self, chunk: &Chunk<'_>) -> bool {
+        // Relaxed: see where it is cleared.
+        self.huge.load(Ordering::Relaxed) != 0
+            && self.pages_of(chunk.index).start >= self.source.shared_pages()
+    }
+
     /// The pages to resolve for a fault on page `page` of `chunk`, whose present pages are given.
     #[inline]
     pub(crate) fn plan(
@@ -203,7 +210,13 @@ impl Region {
             _ => 0,
         };
         let room = self.ledger.room(self.budget);
-        self.window.plan(page, &Surroundings { present, end, before, after, room })
+        let window = self.window.plan(page, &Surroundings { present, end, before, after, room });
+        // A shared image is another mapping, which no system call can fill together with the rest.
+        match self.source.shared_pages().saturating_sub(pages.start) {
+            0 => window,
+            shared if page < shared => window.start..window.end.min(shared),
+            shared => window.start.max(shared)..window.end,
+        }
     }
 
     /// How many pages at the end of chunk `index` are present without a gap.

@@ -14,7 +14,6 @@ use super::source::Source;
 use super::tables::Chunk;
 use super::tuning::LONELY_PAGES;
 use super::violation::Refusal;
-use crate::atomic::Ordering;
 use crate::sys;
 use core::ops::Range;
 use nix::errno::Errno;
@@ -129,7 +128,7 @@ fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Pl
         return Plan::Lend;
     }
     let window = region.plan(chunk, page, &present);
-    match window.len() == region.chunk_pages() && wants_huge(region, access) {
+    match window.len() == region.chunk_pages() && wants_huge(region, chunk, access) {
         true => Plan::FillWhole,
         false => Plan::Install { window, lonely },
     }
@@ -198,10 +197,8 @@ fn lend_alone(region: &Region, chunk: &Chunk<'_>) -> bool {
 }
 
 /// Whether a whole chunk is worth a huge page: reads of zeroes take no memory at all.
-fn wants_huge(region: &Region, access: Access) -> bool {
-    // Relaxed: see where it is cleared.
-    region.huge.load(Ordering::Relaxed) != 0
-        && !(access == Access::Read && matches!(region.source, Source::Zero))
+fn wants_huge(region: &Region, chunk: &Chunk<'_>, access: Access) -> bool {
+    region.may_be_huge(chunk) && !(access == Access::Read && matches!(region.source, Source::Zero))
 }
 
 /// Fills a chunk without any page with a huge page, if this is its only filler. Signals are blocked,

@@ -37,6 +37,8 @@ fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
         (Call::Advise, Errno::EINVAL) => vec![Unnoticed],
         // Kernels, and sandboxes, that do not know it.
         (Call::WipeOnFork, Errno::EINVAL) => vec![Unnoticed],
+        // It is asked for again.
+        (Call::WriteFile, Errno::EINTR) => vec![Unnoticed, Error],
         // Kernels that do not know UFFD_USER_MODE_ONLY, and the device for who may have it.
         (Call::Userfaultfd, Errno::EINVAL | Errno::EPERM) => vec![Unnoticed, Error],
         // Where it is denied, so is locking.
@@ -65,9 +67,12 @@ fn in_life(call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
         // With userfaultfd only heaps use it, to put fresh memory where a block was: another way to save
         // mappings. Without, a touch cannot be answered.
         (Call::Protect, true) => vec![Unnoticed, Violation],
-        (Call::Copy | Call::Zeropage | Call::WriteMemory, true) => vec![Violation],
+        (Call::Copy | Call::Zeropage | Call::Continue | Call::WriteMemory, true) => vec![Violation],
         // It is tried again, or the method that met it says so.
-        (Call::Copy | Call::Zeropage | Call::WriteMemory | Call::Protect, false) => {
+        (
+            Call::Copy | Call::Zeropage | Call::Continue | Call::WriteMemory | Call::Protect,
+            false,
+        ) => {
             vec![Unnoticed, Error, Violation]
         }
         // Blocks are not handed out without memory behind them; an old kernel has another way.
