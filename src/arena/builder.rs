@@ -60,6 +60,23 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
+    /// The same without a name, to be kept.
+    pub(crate) fn unnamed(self) -> ArenaBuilder<'static> {
+        ArenaBuilder {
+            len: self.len,
+            name: "",
+            template: self.template,
+            budget: self.budget,
+            limit: self.limit,
+            window: self.window,
+            huge_pages: self.huge_pages,
+            lending: self.lending,
+            keep_resident: self.keep_resident,
+            backend: self.backend,
+            on_fork: self.on_fork,
+        }
+    }
+
     /// What untouched pages contain; zeroes by default.
     pub fn template(mut self, template: Template) -> Self {
         self.template = template;

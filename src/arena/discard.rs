@@ -48,9 +48,13 @@ impl Arena {
     pub unsafe fn discard(&self, range: Range<usize>) -> Result<()> {
         inherit::check(Operation::Discard)?;
         let pages = self.pages(Operation::Discard, &range)?;
-        let _blocked = SignalsBlocked::new();
         let chunk_pages = self.region().chunk_pages();
         let mut chunks = pages.start / chunk_pages..pages.end.div_ceil(chunk_pages);
+        let is_empty = |first: usize| first >= chunks.end;
+        if self.region().tables.summary().next(chunks.start).is_none_or(is_empty) {
+            return Ok(());
+        }
+        let _blocked = SignalsBlocked::new();
         while let Some(first) = self.region().tables.summary().next(chunks.start) {
             if first >= chunks.end {
                 break;

@@ -64,15 +64,13 @@ impl Arena {
             if allowed == 0 {
                 break;
             }
-            // A handler that touched memory on top of this would wait for a fork of another thread's,
-            // which waits for this one to leave the chunk.
-            let blocked = SignalsBlocked::new();
-            let plan = self.as_filler(index, |region, chunk| Plan::of(region, chunk, allowed));
-            drop(blocked);
-            let Some(plan) = plan else { break };
+            // Nobody else accesses the arena, so what is present now is all that is to be restored; the
+            // chunk need not be entered for that, which would take two system calls. Nor may it be: should
+            // a page have been dropped behind our back, touching it faults, and that must not happen to a
+            // thread that a fork waits for.
+            let Some(chunk) = self.region().tables.chunk(index) else { break };
+            let plan = Plan::of(self.region(), &chunk, allowed);
             let pages = self.region().pages_of(index);
-            // Outside of the chunk: should a page have been dropped behind our back, touching it
-            // faults, and that must not happen to a thread that a fork waits for.
             // SAFETY: nobody else accesses the pages.
             unsafe {
                 write_template(self.region(), pages.start, &plan.kept);

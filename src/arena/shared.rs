@@ -92,7 +92,6 @@ impl Body {
                     return Err(Error::new(Operation::Template, ErrorKind::TemplateUnreadable));
                 }
                 Ok(written) => done += written,
-                Err(Errno::EINTR) => {}
                 Err(errno) => return Err(Error::os(Operation::Template, errno)),
             }
         }

@@ -37,8 +37,6 @@ fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
         (Call::Advise, Errno::EINVAL) => vec![Unnoticed],
         // Kernels, and sandboxes, that do not know it.
         (Call::WipeOnFork, Errno::EINVAL) => vec![Unnoticed],
-        // It is asked for again.
-        (Call::WriteFile, Errno::EINTR) => vec![Unnoticed, Error],
         // Kernels that do not know UFFD_USER_MODE_ONLY, and the device for who may have it.
         (Call::Userfaultfd, Errno::EINVAL | Errno::EPERM) => vec![Unnoticed, Error],
         // Where it is denied, so is locking.
