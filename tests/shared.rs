@@ -65,7 +65,8 @@ fn frames_are_common_until_they_are_written() {
 #[test]
 fn a_page_that_is_written_first_takes_one_fault() {
     let image = image();
-    let arena = arena(&shared(&image));
+    let builder = Arena::builder(16 << 20).template(shared(&image)).lending(false);
+    let arena = builder.reserve().unwrap();
     for page in [3, 90, 999] {
         store(&arena, page * page_size(), !image[page * page_size()]);
     }
@@ -322,6 +323,78 @@ fn children_without_hooks() {
         });
         assert_eq!(load(&arena, 0), !image[0]);
     }));
+}
+
+/// Chunks that are touched here and there are the kernel's to fill, with the image, and stay so.
+#[test]
+fn lent_chunks_come_back_to_the_image() {
+    let image = noise(8 << 20, 9);
+    // Keeping nothing, it lends at once; else once others than the pages that it keeps are needed.
+    for keep in [0, 64 * page_size()] {
+        let builder = Arena::builder(16 << 20).template(shared(&image)).keep_resident(keep);
+        let arena = builder.reserve().unwrap();
+        let mut rng = support::Rng(7);
+        let mut faults = 0;
+        for round in 0..1200 {
+            let pages: Vec<_> = (0..24).map(|_| rng.below(2048)).collect();
+            for page in &pages {
+                let at = page * page_size() + round % page_size();
+                store(&arena, at, !image[at]);
+            }
+            let stats = arena.stats();
+            if round % 97 == 0 {
+                let measured = arena.measure().unwrap();
+                assert_eq!(measured.resident_bytes, arena_memory(&arena));
+            }
+            assert!(stats.resident_bytes <= keep + 24 * page_size());
+            reset(&arena);
+            for page in pages {
+                let at = page * page_size() + round % page_size();
+                assert_eq!(load(&arena, at), image[at], "round {round}, page {page}");
+            }
+            if round == 100 {
+                assert_eq!(arena.stats().lent_bytes, image.len(), "keep {keep}");
+                faults = arena.stats().faults;
+            }
+            if round == 200 {
+                assert_eq!(arena.stats().faults, faults, "keep {keep}");
+            }
+        }
+        // It has looked anew whether keeping is better.
+        assert!(keep == 0 || arena.stats().faults > faults);
+        reset(&arena);
+        assert!(bytes(&arena, 0..image.len()) == image);
+        assert_eq!(arena.stats().resident_bytes, 0);
+        discard(&arena, 0..arena.len());
+        assert_eq!((arena.stats().lent_bytes, arena_rss(&arena)), (0, 0));
+        assert!(bytes(&arena, 0..image.len()) == image);
+    }
+}
+
+/// A budget that is needed elsewhere, and a lower limit, take lent chunks back.
+#[test]
+fn lent_chunks_are_recalled() {
+    let image = noise(8 << 20, 9);
+    let builder = Arena::builder(16 << 20).template(shared(&image)).budget(4 << 20);
+    let arena = builder.reserve().unwrap();
+    for page in [3, 90, 200, 300] {
+        store(&arena, page * page_size(), !image[page * page_size()]);
+    }
+    assert_eq!(arena.stats().lent_bytes, (2 << 20) - page_size());
+    arena.populate(4 << 20..8 << 20).unwrap_err();
+    arena.populate(4 << 20..(8 << 20) - 4 * page_size()).unwrap();
+    assert_eq!(arena.stats().budget_left(), Some(0));
+    let stats = arena.measure().unwrap();
+    assert_eq!((stats.resident_bytes, stats.lent_bytes), (4 << 20, 0));
+    for page in [3, 90, 200, 300] {
+        assert_eq!(load(&arena, page * page_size()), !image[page * page_size()]);
+    }
+    discard(&arena, 4 << 20..8 << 20);
+    let start = |page: usize| page * page_size() + 1;
+    assert!((0..512).all(|page| load(&arena, start(page)) == image[start(page)]));
+    // Not lent any more, as it was recalled for the budget.
+    arena.set_limit(1 << 20).unwrap();
+    assert_eq!(load(&arena, 0), image[0]);
 }
 
 /// Threads that touch the same pages first see the image, or what one of them wrote.

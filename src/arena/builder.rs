@@ -117,8 +117,9 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
-    /// Whether a 2 MiB chunk of a zero template that keeps being touched here and there may be
-    /// *lent*: handed to the kernel, which fills it page by page without a signal; true by default.
+    /// Whether a 2 MiB chunk of a zero template, or of a [shared](Template::shared) image, that keeps
+    /// being touched here and there may be *lent*: handed to the kernel, which fills it page by page
+    /// without a signal; true by default.
     ///
     /// A lent chunk is charged to the budget as a whole, and counts as `lent_bytes` until
     /// [`Arena::measure`] looks. Lending takes at most half the budget and a quarter of the mappings
@@ -269,6 +270,7 @@ impl<'a> ArenaBuilder<'a> {
             source,
             name: settings.name,
             lends: self.lends(&source),
+            scattered: AtomicU32::new(u32::from(keep == 0 || matches!(source, Source::Zero))),
             huge: AtomicU32::new(u32::from(huge)),
             handed_over: AtomicU32::new(0),
             hand: AtomicUsize::new(0),
@@ -288,6 +290,7 @@ impl<'a> ArenaBuilder<'a> {
             base,
             span: layout.span,
             keep_resident: keep,
+            resets: AtomicU32::new(0),
             _reservation: reservation,
             _tables: tables,
             _buffers: buffers,
@@ -318,7 +321,8 @@ impl<'a> ArenaBuilder<'a> {
 
     /// A fixed window says how many pages a fault resolves; lending would resolve others.
     fn lends(&self, source: &Source) -> bool {
-        self.lending && self.window == Window::Adaptive && matches!(source, Source::Zero)
+        let by_kernel = matches!(source, Source::Zero | Source::Shared { .. });
+        self.lending && self.window == Window::Adaptive && by_kernel
     }
 
     /// Checks the values and converts them to pages.

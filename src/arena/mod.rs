@@ -31,7 +31,7 @@ pub use template::Template;
 pub(crate) use mapping::Mapping;
 pub(crate) use stats::Bytes;
 
-use crate::atomic::{Ordering, fence};
+use crate::atomic::{AtomicU32, Ordering, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::lend;
@@ -94,6 +94,8 @@ pub struct Arena {
     span: usize,
     /// Pages that `reset` keeps at most.
     keep_resident: usize,
+    /// Times that `reset` has found chunks of a shared image lent, since they were.
+    resets: AtomicU32,
     // Dropped in this order, after the region is retired: what the handler reads goes last.
     _reservation: Mapping,
     _tables: Mapping,

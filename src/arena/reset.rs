@@ -1,12 +1,15 @@
 //! Coming back to the template: some pages restored in place, the others given back.
 
 use super::{Arena, inherit};
+use crate::atomic::Ordering;
 use crate::error::{Operation, Result};
 use crate::fault::bits::Snapshot;
+use crate::fault::lend;
 use crate::fault::region::Region;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
+use core::ops::Range;
 use core::ptr;
 use core::slice;
 
@@ -20,7 +23,9 @@ impl Arena {
     /// fault, no system call, no flush of any processor's TLB. The rest is discarded, and so are
     /// pages past the limit and those that the kernel filled by itself (`lent_bytes`). With a
     /// [shared](super::Template::shared) image, pages that were only read count as kept too: they are
-    /// compared with the image, and restored if they were written since.
+    /// compared with the image, and restored if they were written since; and chunks of it that are lent
+    /// stay lent and charged as a whole, and are emptied. They are lent only once most of the pages that
+    /// were kept had not been written before the next reset.
     ///
     /// # Errors
     /// As for [`discard`](Self::discard).
@@ -45,21 +50,72 @@ impl Arena {
     /// ```
     pub unsafe fn reset(&self) -> Result<()> {
         inherit::check(Operation::Discard)?;
+        let region = self.region();
         // SAFETY: as the caller promises.
         unsafe {
             let restored = self.restore()?;
-            self.discard(restored << self.region().page_shift..self.len())
+            match lends_image(region) {
+                true => self.discard_after(&restored),
+                false => self.discard(restored.end << region.page_shift..self.len()),
+            }
         }
     }
 
-    /// Restores pages in place, as many as are to be kept, and discards those among them that cannot
-    /// be. Tells up to which page that was done.
+    /// Discards what was not restored of an arena that may lend chunks of a shared image. What is lent
+    /// stays so: the kernel fills it with the image again, and taking it back would cost more than the
+    /// signals that were saved.
     ///
     /// # Safety
     /// As for `reset`.
-    unsafe fn restore(&self) -> Result<usize> {
+    unsafe fn discard_after(&self, restored: &Restored) -> Result<()> {
+        let region = self.region();
+        if self.has_lent_for_long() {
+            region.scattered.store(0, Ordering::Relaxed);
+            // SAFETY: as the caller promises.
+            return unsafe { self.discard(0..self.len()) };
+        }
+        let mut from = restored.end;
+        if restored.idle > restored.used.max(FEW_IDLE) {
+            // Kept for nothing: other pages are needed each time, and it is the kernel's faults that
+            // are cheapest. Relaxed: a hint.
+            region.scattered.store(1, Ordering::Relaxed);
+            from = 0;
+        }
+        let mut chunk = 0;
+        while let Some(run) = next_lent_run(region, chunk) {
+            let first = region.pages_of(run.start).start;
+            chunk = run.end;
+            if from < first {
+                // SAFETY: as the caller promises.
+                unsafe { self.discard(from << region.page_shift..first << region.page_shift)? };
+            }
+            self.empty_lent(run)?;
+            from = from.max(region.pages_of(chunk - 1).end);
+        }
+        // SAFETY: as the caller promises.
+        unsafe { self.discard(from << region.page_shift..self.len()) }
+    }
+
+    /// Whether it is time to see whether the same pages are needed each time by now, which would make
+    /// keeping them better than lending.
+    fn has_lent_for_long(&self) -> bool {
+        let lends = self.keep_resident > 0 && lend::next_lent_from(self.region(), 0).is_some();
+        // Relaxed: a count of the one thread that resets.
+        let now = self.resets.load(Ordering::Relaxed);
+        let is_time = lends && now >= LENT_RESETS;
+        self.resets.store(if is_time || !lends { 0 } else { now + 1 }, Ordering::Relaxed);
+        is_time
+    }
+
+    /// Restores pages in place, as many as are to be kept, and discards those among them that cannot
+    /// be.
+    ///
+    /// # Safety
+    /// As for `reset`.
+    unsafe fn restore(&self) -> Result<Restored> {
         let mut allowed = self.keep_resident;
         let mut from = 0;
+        let mut restored = Restored::default();
         while let Some(index) = self.region().tables.summary().next(from) {
             if allowed == 0 {
                 break;
@@ -69,21 +125,31 @@ impl Arena {
             // a page have been dropped behind our back, touching it faults, and that must not happen to a
             // thread that a fork waits for.
             let Some(chunk) = self.region().tables.chunk(index) else { break };
+            let lends = lends_image(self.region());
+            if lends && chunk.state.is_lent() {
+                from = index + 1;
+                continue;
+            }
             let plan = Plan::of(self.region(), &chunk, allowed);
             let pages = self.region().pages_of(index);
             // SAFETY: nobody else accesses the pages.
             unsafe {
-                write_template(self.region(), pages.start, &plan.kept);
+                match lends {
+                    true => restored.restore(self.region(), pages.start, &plan.kept),
+                    false => write_template(self.region(), pages.start, &plan.kept),
+                }
                 self.restore_common(index, &plan.common);
             }
             self.discard_set(pages.start, &plan.lent)?;
             if plan.end < pages.len() {
-                return Ok(pages.start + plan.end);
+                restored.end = pages.start + plan.end;
+                return Ok(restored);
             }
             allowed -= plan.pages;
             from = index + 1;
         }
-        Ok(self.region().pages_of(from).start.min(self.region().pages))
+        restored.end = self.region().pages_of(from).start.min(self.region().pages);
+        Ok(restored)
     }
 
     /// Restores those of some lent pages of a chunk that were written: they are memory now.
@@ -128,6 +194,62 @@ impl Arena {
             start = pages.next_set(end..count);
         }
         Ok(())
+    }
+}
+
+/// Kept pages that may go unused without a thought: looking at them costs next to nothing.
+const FEW_IDLE: usize = 16;
+
+/// Resets after which lent chunks of a shared image are taken back, to learn anew: a hundredth of what
+/// their faults cost meanwhile.
+const LENT_RESETS: u32 = 1024;
+
+/// Whether chunks of a shared image may be lent.
+fn lends_image(region: &Region) -> bool {
+    region.lends && region.source.shared_pages() > 0
+}
+
+/// The first lent chunks side by side at or after chunk `from`.
+fn next_lent_run(region: &Region, from: usize) -> Option<Range<usize>> {
+    let is_lent =
+        |index: &usize| region.tables.chunk(*index).is_some_and(|chunk| chunk.state.is_lent());
+    let mut first = lend::next_lent_from(region, from)?;
+    // A mark may be left of a chunk that was taken back.
+    while !is_lent(&first) {
+        first = lend::next_lent_from(region, first + 1)?;
+    }
+    let end = (first + 1..).find(|index| !is_lent(index))?;
+    Some(first..end)
+}
+
+/// What came of restoring pages in place.
+#[derive(Default)]
+struct Restored {
+    /// Up to which page.
+    end: usize,
+    /// Kept pages that had been written since, and those that had not.
+    used: usize,
+    idle: usize,
+}
+
+impl Restored {
+    /// Restores those of `pages`, of the chunk that begins at page `first`, that were written.
+    ///
+    /// # Safety
+    /// They are present, and nobody else accesses them.
+    unsafe fn restore(&mut self, region: &Region, first: usize, pages: &Snapshot) {
+        for page in members(pages, region.chunk_pages()) {
+            // SAFETY: as the caller promises.
+            unsafe {
+                match is_template(region, first + page) {
+                    true => self.idle += 1,
+                    false => {
+                        self.used += 1;
+                        write_page(region, first + page);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -207,19 +329,28 @@ fn is_zero(bytes: &[u8]) -> bool {
 /// They are present, and nobody else accesses them.
 unsafe fn write_template(region: &Region, first: usize, pages: &Snapshot) {
     for page in members(pages, region.chunk_pages()) {
-        let (at, shift) = (first + page, region.page_shift);
-        let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(at));
-        // SAFETY: as the caller promises; the source is ordinary memory, or nothing is kept.
-        unsafe {
-            match region.source.at(at, shift) {
-                Content::Bytes { from, .. } | Content::Shared { from, .. } => {
-                    ptr::copy_nonoverlapping(from, target, 1 << shift);
-                }
-                Content::Zero | Content::Hole { .. } => target.write_bytes(0, 1 << shift),
-                Content::Generated => {
-                    target.write_bytes(0, 1 << shift);
-                    region.source.write(at, 1, shift, target);
-                }
+        // SAFETY: as the caller promises.
+        unsafe { write_page(region, first + page) };
+    }
+}
+
+/// Writes the template's content over a page.
+///
+/// # Safety
+/// It is present, and nobody else accesses it.
+unsafe fn write_page(region: &Region, page: usize) {
+    let shift = region.page_shift;
+    let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(page));
+    // SAFETY: as the caller promises; the source is ordinary memory, or nothing is kept.
+    unsafe {
+        match region.source.at(page, shift) {
+            Content::Bytes { from, .. } | Content::Shared { from, .. } => {
+                ptr::copy_nonoverlapping(from, target, 1 << shift);
+            }
+            Content::Zero | Content::Hole { .. } => target.write_bytes(0, 1 << shift),
+            Content::Generated => {
+                target.write_bytes(0, 1 << shift);
+                region.source.write(page, 1, shift, target);
             }
         }
     }

@@ -52,8 +52,12 @@ pub(crate) struct Region {
     pub(crate) name: Name,
     /// 1 while whole chunks may be filled with huge pages.
     pub(crate) huge: AtomicU32,
-    /// Whether chunks may be lent: the template is zeroes, and the arena was not told otherwise.
+    /// Whether chunks may be lent: the template is zeroes, or a shared image, and the arena was not told
+    /// otherwise.
     pub(crate) lends: bool,
+    /// 1 while they may be lent now. An arena that restores pages in place lends nothing of a shared
+    /// image before the pages that it keeps turn out to be others than those it needs.
+    pub(crate) scattered: AtomicU32,
     /// 1 once the whole reservation is the kernel's to fill: it raises no signal any more.
     pub(crate) handed_over: AtomicU32,
     /// Where the search for a chunk to recall goes on.
@@ -180,6 +184,18 @@ impl Region {
     pub(crate) fn is_forbidden(&self) -> bool {
         // Relaxed: set by the only thread of a forked child, and never cleared.
         self.forbidden.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether a chunk may be lent now: the kernel fills it as the template says, and it is one mapping.
+    pub(crate) fn may_lend(&self, chunk: &Chunk<'_>) -> bool {
+        // Relaxed: a hint.
+        let now = self.scattered.load(Ordering::Relaxed) != 0;
+        let (pages, shared) = (self.pages_of(chunk.index), self.source.shared_pages());
+        now && match self.source {
+            // Not the image's last page, which the kernel does not have.
+            Source::Shared { .. } => pages.end <= shared || pages.start > shared,
+            _ => true,
+        }
     }
 
     /// Whether a chunk may be filled with a huge page: pages cannot be moved over a shared image.

@@ -124,7 +124,7 @@ fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Pl
         return Plan::Verify;
     }
     let lonely = region.lends && is_lonely(&present, page);
-    if lonely && lonely_pages >= LONELY_PAGES {
+    if lonely && lonely_pages >= LONELY_PAGES && region.may_lend(chunk) {
         return Plan::Lend;
     }
     let window = region.plan(chunk, page, &present);

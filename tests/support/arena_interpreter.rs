@@ -286,9 +286,12 @@ impl Model {
             stats.peak_resident_bytes <= self.peak.max(before.resident_bytes + before.lent_bytes)
         );
         self.peak = stats.peak_resident_bytes;
+        let is_shared = matches!(self.setup.content, Content::Shared { .. });
+        assert!(stats.resident_bytes <= self.setup.keep * page_size(), "{stats}");
+        assert!(stats.lent_bytes == 0 || is_shared);
+        // Chunks of a shared image stay lent.
         let kept = stats.resident_bytes + stats.lent_bytes;
-        assert!(kept <= self.setup.keep * page_size(), "{stats}");
-        assert!(stats.lent_bytes == 0 || matches!(self.setup.content, Content::Shared { .. }));
+        assert!(kept <= self.setup.keep * page_size() || self.setup.lending, "{stats}");
         let limit = self.arena.limit();
         assert!(self.arena.populated().all(|run| run.end <= limit), "kept past the limit");
     }
