@@ -65,6 +65,10 @@ pub enum Operation {
     Written,
     /// [`Arena::rollback`](crate::Arena::rollback).
     Rollback,
+    /// Making a [`Pool`](crate::Pool).
+    Pool,
+    /// [`Pool::acquire`](crate::Pool::acquire).
+    Acquire,
 }
 
 impl Operation {
@@ -99,6 +103,8 @@ impl Operation {
             Self::Checkpoint => "make a checkpoint",
             Self::Written => "ask what was written",
             Self::Rollback => "roll back",
+            Self::Pool => "make a pool",
+            Self::Acquire => "acquire an instance",
         }
     }
 }
@@ -121,6 +127,10 @@ pub enum ErrorKind {
     TemplateTooLong,
     /// The template could not be read: its file shrank or its device failed.
     TemplateUnreadable,
+    /// Only an image, from bytes or a file, can be shared.
+    NotAnImage,
+    /// All instances of the pool are in use.
+    PoolExhausted,
     /// A budget must allow at least one page.
     BudgetTooSmall,
     /// The budget has no room for what was asked.
@@ -191,6 +201,8 @@ impl ErrorKind {
             Self::OutOfBounds => "the range is out of bounds",
             Self::TemplateTooLong => "the template is longer than the arena",
             Self::TemplateUnreadable => "the template cannot be read",
+            Self::NotAnImage => "only images can be shared",
+            Self::PoolExhausted => "all instances of the pool are in use",
             Self::BudgetTooSmall => "the budget is smaller than one page",
             Self::BudgetExhausted => "the budget is exhausted",
             Self::LimitPastLength => "the limit lies past the end of the reservation",
@@ -251,6 +263,10 @@ impl ErrorKind {
             Self::NoCheckpoint => {
                 "make one with Arena::checkpoint; a forked child has none of its parent's"
             }
+            Self::NotAnImage => {
+                "make the template with Template::bytes or Template::file; arenas share zeroes anyway"
+            }
+            Self::PoolExhausted => "release an instance, or let the pool have more of them",
             Self::TooManyHandlers => "somebody installs new handlers over and over",
             _ => return None,
         })
@@ -450,6 +466,7 @@ impl From<Error> for std::io::Error {
         let kind = match (error.kind, error.errno) {
             (_, Some(errno)) => Self::from_raw_os_error(errno as i32).kind(),
             (ErrorKind::BudgetExhausted, None) => Io::OutOfMemory,
+            (ErrorKind::PoolExhausted, None) => Io::WouldBlock,
             (
                 ErrorKind::Unsupported | ErrorKind::ForkedWithoutHooks | ErrorKind::NotRearmed,
                 None,

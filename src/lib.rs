@@ -11,6 +11,7 @@ mod fork;
 mod heap;
 mod lock;
 mod page;
+mod pool;
 mod process;
 mod sparse;
 mod sys;
@@ -32,6 +33,7 @@ pub use fork::OnFork;
 pub use heap::{ClassStats, Heap, HeapStats, Lacuna};
 pub use nix::errno::Errno;
 pub use page::page_size;
+pub use pool::{Instance, Pool, PoolBuilder, PoolStats};
 pub use sparse::{PopulatedElements, SparseArray};
 /// Failure on purpose, for tests.
 #[cfg(lacuna_seam)]

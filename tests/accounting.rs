@@ -34,6 +34,7 @@ fn content() -> impl Strategy<Value = Content> {
         1 => any::<u8>().prop_map(Content::Repeat),
         1 => (0..=PAGES * page_size(), any::<bool>())
             .prop_map(|(len, file)| Content::Image { len, file }),
+        2 => (0..=PAGES * page_size()).prop_map(|len| Content::Shared { len }),
         1 => Just(Content::Function),
     ]
 }

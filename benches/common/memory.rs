@@ -18,6 +18,11 @@ pub(crate) struct Mapping {
     len: usize,
 }
 
+// SAFETY: it owns an address range and hands out its address only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     /// `len` bytes with this protection and madvise(2) advice.
     pub(crate) fn new(len: usize, protection: i32, advice: i32) -> Self {

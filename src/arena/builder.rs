@@ -63,6 +63,24 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
+    /// The same without a name, to be kept.
+    pub(crate) fn unnamed(self) -> ArenaBuilder<'static> {
+        ArenaBuilder {
+            len: self.len,
+            name: "",
+            template: self.template,
+            budget: self.budget,
+            limit: self.limit,
+            window: self.window,
+            huge_pages: self.huge_pages,
+            lending: self.lending,
+            keep_resident: self.keep_resident,
+            backend: self.backend,
+            on_fork: self.on_fork,
+            tracking: self.tracking,
+        }
+    }
+
     /// What untouched pages contain; zeroes by default.
     pub fn template(mut self, template: Template) -> Self {
         self.template = template;
@@ -103,8 +121,9 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
-    /// Whether a 2 MiB chunk of a zero template that keeps being touched here and there may be
-    /// *lent*: handed to the kernel, which fills it page by page without a signal; true by default.
+    /// Whether a 2 MiB chunk of a zero template, or of a [shared](Template::shared) image, that keeps
+    /// being touched here and there may be *lent*: handed to the kernel, which fills it page by page
+    /// without a signal; true by default.
     ///
     /// A lent chunk is charged to the budget as a whole, and counts as `lent_bytes` until
     /// [`Arena::measure`] looks. Lending takes at most half the budget and a quarter of the mappings
@@ -242,22 +261,27 @@ impl<'a> ArenaBuilder<'a> {
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
         let (tracking, is_second) = descriptors::tracking(self.tracking, backend)?;
+        let shared = self.overlay(&reservation, offset)?;
         let moves = match backend {
             Backend::Userfaultfd => {
                 reservation.open(offset, layout.len)?;
                 reservation.forbid_huge_pages(offset, layout.len)?;
-                engine::register(base.as_ptr().addr(), layout.len, is_second)?
+                engine::register(base.as_ptr().addr(), layout.len, shared, is_second)?
                     .contains(Ioctls::MOVE)
             }
             Backend::Mprotect => {
-                if !matches!(source, Source::Zero) {
+                if source.is_written() {
                     mprotect::start_writing()?;
                 }
-                mprotect::prepare(&reservation)?;
+                mprotect::prepare(&reservation, 0)?;
+                if shared > 0 {
+                    mprotect::prepare(&reservation, offset)?;
+                }
                 true
             }
         };
-        inherit::prepare(self.on_fork, &reservation, offset, layout.len, &tables)?;
+        let own = offset + shared..offset + layout.len;
+        inherit::prepare(self.on_fork, &reservation, own, &tables)?;
         let keep = if source.is_ordinary() { self.keep_resident >> page_shift() } else { 0 };
         let huge = self.huge_pages && moves && source.is_ordinary();
 
@@ -275,6 +299,7 @@ impl<'a> ArenaBuilder<'a> {
             tracking,
             is_second,
             track: Track::new(),
+            scattered: AtomicU32::new(u32::from(keep == 0 || matches!(source, Source::Zero))),
             handed_over: AtomicU32::new(0),
             hand: AtomicUsize::new(0),
             limit: AtomicUsize::new(settings.limit),
@@ -294,11 +319,21 @@ impl<'a> ArenaBuilder<'a> {
             span: layout.span,
             keep_resident: keep,
             checkpoint: UnsafeCell::new(None),
+            resets: AtomicU32::new(0),
             _reservation: reservation,
             _tables: tables,
             _buffers: buffers,
             _template: self.template,
         })
+    }
+
+    /// Maps the whole pages of a shared image over the start of the arena, which is at `offset`; tells
+    /// how many bytes they are.
+    fn overlay(&self, reservation: &Mapping, offset: usize) -> Result<usize> {
+        match self.template.shared_image().and_then(|image| image.file()) {
+            Some((file, len)) => reservation.overlay(offset, len, file).map(|()| len),
+            None => Ok(0),
+        }
     }
 
     /// The handler's view of the template, and the buffers that a page function needs.
@@ -315,7 +350,8 @@ impl<'a> ArenaBuilder<'a> {
 
     /// A fixed window says how many pages a fault resolves; lending would resolve others.
     fn lends(&self, source: &Source) -> bool {
-        self.lending && self.window == Window::Adaptive && matches!(source, Source::Zero)
+        let by_kernel = matches!(source, Source::Zero | Source::Shared { .. });
+        self.lending && self.window == Window::Adaptive && by_kernel
     }
 
     /// Checks the values and converts them to pages.

@@ -52,9 +52,13 @@ impl Arena {
     pub unsafe fn discard(&self, range: Range<usize>) -> Result<()> {
         inherit::check(Operation::Discard)?;
         let pages = self.pages(Operation::Discard, &range)?;
-        let _blocked = SignalsBlocked::new();
         let chunk_pages = self.region().chunk_pages();
         let mut chunks = pages.start / chunk_pages..pages.end.div_ceil(chunk_pages);
+        let is_empty = |first: usize| first >= chunks.end;
+        if self.region().tables.summary().next(chunks.start).is_none_or(is_empty) {
+            return Ok(());
+        }
+        let _blocked = SignalsBlocked::new();
         while let Some(first) = self.region().tables.summary().next(chunks.start) {
             if first >= chunks.end {
                 break;
@@ -78,6 +82,33 @@ impl Arena {
 }
 
 impl Arena {
+    /// Drops what `chunks`, all of them lent, hold; they stay lent, and charged.
+    pub(super) fn empty_lent(&self, mut chunks: Range<usize>) -> Result<()> {
+        let error = |errno| Error::os(Operation::Discard, errno);
+        let _blocked = SignalsBlocked::new();
+        while !chunks.is_empty() {
+            let region = self.pin();
+            let batch = Batch::claim(&region, chunks.clone());
+            if batch.chunks.is_empty() {
+                // Its owner is about to be done with it.
+                drop(batch);
+                drop(region);
+                pause(10_000);
+                continue;
+            }
+            let first = region.pages_of(batch.chunks.start).start;
+            let pages = first..region.pages_of(batch.chunks.end - 1).end;
+            match batch.iter().all(|chunk| chunk.state.is_lent()) {
+                true => batch.empty_lent(pages),
+                // Recalled meanwhile.
+                false => batch.empty(&pages),
+            }
+            .map_err(error)?;
+            chunks.start = batch.chunks.end;
+        }
+        Ok(())
+    }
+
     /// Recalls the lent chunks that reach to page `limit` or past it.
     pub(super) fn recall_from(&self, limit: usize, operation: Operation) -> Result<()> {
         let blocked = SignalsBlocked::new();
@@ -148,6 +179,18 @@ impl<'a> Batch<'a> {
             drop_pages(self.region, first..last + 1).inspect_err(|_| self.salvage(pages))?;
         }
         self.iter().for_each(|chunk| self.forget(&chunk, pages));
+        Ok(())
+    }
+
+    /// Drops the batch's `pages`, all of lent chunks: the kernel fills them again, whatever they were.
+    fn empty_lent(&self, pages: Range<usize>) -> Result<(), Errno> {
+        protect::drop_pages(self.region, pages)?;
+        for chunk in self.iter() {
+            let all = 0..self.region.pages_of(chunk.index).len();
+            let resident = chunk.resident.clear(all.clone());
+            chunk.lend().set(all);
+            self.region.ledger.revert(resident as u64);
+        }
         Ok(())
     }
 

@@ -161,10 +161,18 @@ pub(super) fn hand_over(region: &Region) -> Result<()> {
     unsafe { uffd.unregister(address, len) }
 }
 
-/// Has the kernel raise SIGBUS for the missing pages of a reservation, by the first userfaultfd or the
-/// second.
-pub(super) fn register(start: usize, len: usize, second: bool) -> Result<Ioctls> {
-    register_for(start, len, second, RegisterMode::MISSING)
+/// Has the kernel raise SIGBUS for the missing pages of a reservation, and for those of the `shared`
+/// bytes at its start that it has not mapped yet, by the first userfaultfd or the second. Tells what can
+/// be done to the rest.
+pub(super) fn register(start: usize, len: usize, shared: usize, second: bool) -> Result<Ioctls> {
+    let mut ioctls = Ioctls::empty();
+    if shared > 0 {
+        register_for(start, shared, second, RegisterMode::MISSING | RegisterMode::MINOR)?;
+    }
+    if shared < len {
+        ioctls = register_for(start + shared, len - shared, second, RegisterMode::MISSING)?;
+    }
+    Ok(ioctls)
 }
 
 /// Has the pages of a region be write-protected when that is asked for, besides.

@@ -17,22 +17,24 @@ use crate::fault::{lend, protect};
 use crate::fork::OnFork;
 use crate::process;
 use crate::sys;
+use core::ops::Range;
 use core::ptr;
 
 /// 1 in a child that could not open a userfaultfd, and in its children.
 static GAVE_UP: AtomicU32 = AtomicU32::new(0);
 
-/// Has the kernel empty the `len` bytes at `offset` of a reservation, and the tables that go with it,
-/// in children that do not inherit them.
+/// Has the kernel empty the bytes `own` of a reservation, and the tables that go with it, in children
+/// that do not inherit them. A shared image before them it can not: that is what [`empty`] does.
 pub(super) fn prepare(
     on_fork: OnFork,
     reservation: &Mapping,
-    offset: usize,
-    len: usize,
+    own: Range<usize>,
     tables: &Mapping,
 ) -> Result<()> {
     if on_fork != OnFork::Inherit {
-        reservation.wipe_on_fork(offset, len)?;
+        if !own.is_empty() {
+            reservation.wipe_on_fork(own.start, own.len())?;
+        }
         tables.wipe_on_fork(0, tables.len())?;
     }
     Ok(())
@@ -85,9 +87,9 @@ fn take_over(region: &Region) -> Result<()> {
     }
     match region.on_fork {
         OnFork::Inherit => {}
-        OnFork::Wipe => empty(region),
+        OnFork::Wipe => empty(region)?,
         OnFork::Forbid => {
-            empty(region);
+            empty(region)?;
             // Relaxed: no other thread is there yet.
             region.forbidden.store(1, Ordering::Relaxed);
             region.limit.store(0, Ordering::Relaxed);
@@ -97,16 +99,24 @@ fn take_over(region: &Region) -> Result<()> {
         return Ok(());
     }
     let (start, len) = range(region);
-    engine::register(start, len, region.is_second).map(drop)
+    let shared = region.source.shared_pages() << region.page_shift;
+    engine::register(start, len, shared, region.is_second).map(drop)
 }
 
 /// Takes note that nothing is present in a region.
-fn empty(region: &Region) {
+fn empty(region: &Region) -> Result<()> {
     let (start, len) = range(region);
-    // Fork hooks of others that ran before ours may have touched it, and found zeroes.
+    // Fork hooks of others that ran before ours may have touched it, and found zeroes. And of a shared
+    // image, which the kernel does not empty, what the parent had written is there still.
     // SAFETY: the range is a reservation of ours, and its pages are the template's from here on.
-    let _ =
+    let dropped =
         unsafe { sys::advise(ptr::with_exposed_provenance_mut(start), len, libc::MADV_DONTNEED) };
+    match dropped {
+        Err(errno) if region.source.shared_pages() > 0 => {
+            return Err(Error::os(Operation::Advise, errno));
+        }
+        _ => {}
+    }
     if region.backend == Backend::Mprotect {
         // One mapping comes of it, which needs none that is not there.
         let _ = protect::close(region, 0..region.pages);
@@ -116,6 +126,7 @@ fn empty(region: &Region) {
     region.counters.clear();
     lend::forget(region);
     region.hand.store(0, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Without a userfaultfd the child would read zeroes where a template should be. It may be about to

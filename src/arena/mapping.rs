@@ -63,6 +63,20 @@ impl Mapping {
         Self::new(len, ProtFlags::PROT_READ, MapFlags::MAP_PRIVATE, from).map_err(error)
     }
 
+    /// Replaces `len` bytes at `offset`, which nobody uses, by those of a file from its start on:
+    /// private to the mapping, and out of reach.
+    pub(crate) fn overlay(&self, offset: usize, len: usize, file: BorrowedFd<'_>) -> Result<()> {
+        let start = self.at(offset, len)?;
+        let error = |errno| Error::os(Operation::Map, errno).value(len);
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+        let from = Some((file.as_raw_fd(), 0));
+        // SAFETY: the range lies in this mapping, which nobody uses yet.
+        unsafe { sys::map(start.as_ptr(), len, ProtFlags::PROT_NONE, flags, from) }
+            .and_then(|_| self.unlock(offset, len))
+            .map_err(error)?;
+        self.forbid_huge_pages(offset, len)
+    }
+
     fn anonymous(len: usize, protection: ProtFlags) -> Result<Self> {
         let error = |errno| Error::os(Operation::Map, errno).value(len);
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;

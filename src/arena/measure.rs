@@ -86,7 +86,7 @@ mod tests {
         let scanned = [0, 1].map(|chunk| pages(&pagemap, chunk));
         pagemap.scans = false;
         assert_eq!(scanned, [0, 1].map(|chunk| pages(&pagemap, chunk)));
-        assert_eq!(scanned[0][..4], [Page::Memory, Page::Zero, Page::Memory, Page::Absent]);
+        assert_eq!(scanned[0][..4], [Page::Memory, Page::Common, Page::Memory, Page::Absent]);
         assert_eq!(scanned[1].len(), 256);
         assert_eq!(arena.stats().lent_bytes, 2 * page_size());
         let stats = arena.measure_with(&pagemap).unwrap();

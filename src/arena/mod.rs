@@ -21,6 +21,7 @@ mod reset;
 mod rollback;
 mod runs;
 mod shadow;
+mod shared;
 mod stats;
 mod template;
 mod written;
@@ -35,7 +36,7 @@ pub use template::Template;
 pub(crate) use mapping::Mapping;
 pub(crate) use stats::Bytes;
 
-use crate::atomic::{Ordering, UnsafeCell, fence};
+use crate::atomic::{AtomicU32, Ordering, UnsafeCell, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::lend;
@@ -101,6 +102,8 @@ pub struct Arena {
     keep_resident: usize,
     /// What the checkpoint lies in; whoever holds `Track::busy` may look at it.
     checkpoint: UnsafeCell<Option<shadow::Shadow>>,
+    /// Times that `reset` has found chunks of a shared image lent, since they were.
+    resets: AtomicU32,
     // Dropped in this order, after the region is retired: what the handler reads goes last.
     _reservation: Mapping,
     _tables: Mapping,

@@ -70,24 +70,24 @@ fn close_memory() {
     }
 }
 
-/// Readies a reservation, which begins with pages that no arena uses.
+/// Readies the mapping at `offset` of a reservation, the first page of which nobody uses yet.
 ///
 /// The kernel joins mappings side by side only if their memory hangs on the same anon_vma, which a
 /// mapping gets with its first page and hands on to what is split off it. So the reservation gets one
 /// while it is whole; else each run of pages that begins alone would stay a mapping of its own.
-pub(super) fn prepare(reservation: &Mapping) -> Result<()> {
+pub(super) fn prepare(reservation: &Mapping, offset: usize) -> Result<()> {
     let page = page_size();
-    reservation.forbid_huge_pages(0, reservation.len())?;
-    reservation.open(0, page)?;
-    let base = reservation.base().as_ptr();
-    // SAFETY: the page is accessible, and nobody else's; populating changes no content.
+    reservation.forbid_huge_pages(offset, reservation.len() - offset)?;
+    reservation.open(offset, page)?;
+    let base = reservation.base().as_ptr().wrapping_add(offset);
+    // SAFETY: the page is accessible, and nobody else's; what is written to it is dropped.
     unsafe {
         base.write_volatile(0);
         let populated = sys::advise(base, page, libc::MADV_POPULATE_WRITE);
         protect::set_populates(populated != Err(Errno::EINVAL));
     }
-    reservation.close(0, page)?;
-    reservation.empty(0, page)
+    reservation.close(offset, page)?;
+    reservation.empty(offset, page)
 }
 
 /// Writes to a page that is not accessible: a kernel can be told not to allow it.

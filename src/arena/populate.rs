@@ -135,7 +135,7 @@ enum Cause {
 
 /// Installs the absent pages of `part`, as a filler of `chunk`.
 fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
-    let huge = region.fills_huge();
+    let huge = region.may_be_huge(chunk);
     if huge && part.len() == region.chunk_pages() && fill_whole(region, chunk) {
         return Ok(Attempt::Done);
     }

@@ -81,7 +81,7 @@ impl Populated<'_> {
         let pagemap = self.pagemap.get_or_insert_with(open).as_ref()?;
         let mut present = Snapshot::EMPTY;
         let mut visit = |pages, page| match page {
-            Page::Memory | Page::Zero => present.insert(pages),
+            Page::Memory | Page::Common => present.insert(pages),
             Page::Absent => {}
         };
         pagemap.visit(self.arena.region(), chunk, &mut visit).ok()?;

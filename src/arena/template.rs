@@ -1,6 +1,7 @@
 //! What an untouched page contains.
 
 use super::mapping::Mapping;
+use super::shared::SharedImage;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::source::{PageFunction, Source};
 use crate::page::{page_size, round_up};
@@ -23,6 +24,7 @@ enum Kind {
     Zero,
     Repeat { buffer: Arc<Mapping>, period: usize },
     Image { image: Arc<Image> },
+    Shared { image: Arc<SharedImage> },
     Generate(PageFunction),
 }
 
@@ -207,6 +209,60 @@ impl Template {
         Self(Kind::Generate(function))
     }
 
+    /// The same content, in memory that any number of arenas have in common, page by page until they
+    /// write: a thousand arenas with an image of 16 MiB take 16 MiB, and what they have written.
+    ///
+    /// An arena maps the image's whole pages privately from a file in memory (memfd_create(2)), which
+    /// is sealed: nobody can change it or cut it short. Reading a page of it shows the file's
+    /// (`UFFDIO_CONTINUE`, since Linux 5.14), which counts as lent until the arena writes there. Pages
+    /// of zeroes take no memory in the file either.
+    ///
+    /// The image is read here, whole. Other templates than images have their memory in common anyway
+    /// (zeroes), or have no memory that could be shared (an error).
+    ///
+    /// In such an arena, huge pages come only after the image; and what is said of
+    /// [`OnFork::Wipe`](crate::OnFork::Wipe) and `Forbid` is done by the child, in its fork hook.
+    ///
+    /// # Errors
+    /// - [`ErrorKind::NotAnImage`]: it is a repeated value or a page function.
+    /// - [`ErrorKind::TemplateUnreadable`]: the image's file shrank, or its device failed.
+    /// - [`ErrorKind::Os`]: there is no memory, or no descriptor left.
+    ///
+    /// ```
+    /// use lacuna::{Arena, Template};
+    ///
+    /// let template = Template::bytes(vec![7u8; 1 << 20])?.shared()?;
+    /// let arenas = [(); 10].map(|()| Arena::builder(1 << 30).template(template.clone()).reserve());
+    /// for arena in arenas {
+    ///     let arena = arena?;
+    ///     // SAFETY: the byte is the arena's, and nobody else uses it.
+    ///     assert_eq!(unsafe { arena.as_ptr().add(1 << 19).read() }, 7);
+    ///     // No memory of the arena's own.
+    ///     assert_eq!(arena.stats().resident_bytes, 0);
+    /// }
+    /// # Ok::<(), lacuna::Error>(())
+    /// ```
+    pub fn shared(self) -> Result<Self> {
+        Ok(match &self.0 {
+            Kind::Zero | Kind::Shared { .. } => self,
+            Kind::Image { image } => {
+                let image = SharedImage::new(&self.source(), image.len)?;
+                Self(Kind::Shared { image: Arc::new(image) })
+            }
+            Kind::Repeat { .. } | Kind::Generate(_) => {
+                return Err(Error::new(Operation::Template, ErrorKind::NotAnImage));
+            }
+        })
+    }
+
+    /// What arenas map of it, if they do.
+    pub(crate) fn shared_image(&self) -> Option<&SharedImage> {
+        match &self.0 {
+            Kind::Shared { image } => Some(image),
+            _ => None,
+        }
+    }
+
     fn image(image: Image) -> Self {
         Self(Kind::Image { image: Arc::new(image) })
     }
@@ -215,6 +271,7 @@ impl Template {
     pub(crate) fn len(&self) -> usize {
         match &self.0 {
             Kind::Image { image } => image.len,
+            Kind::Shared { image } => image.len,
             _ => 0,
         }
     }
@@ -246,6 +303,7 @@ impl Template {
                 tail: image.tail.as_ref().map_or(ptr::null(), |it| it.base().as_ptr()),
                 mapped: image.mapped,
             },
+            Kind::Shared { image } => image.source(),
         }
     }
 }
@@ -256,6 +314,7 @@ impl fmt::Debug for Template {
             Kind::Zero => f.write_str("Template::zero"),
             Kind::Repeat { period, .. } => write!(f, "Template::repeat({period} bytes)"),
             Kind::Image { image } => write!(f, "Template::image({} bytes)", image.len),
+            Kind::Shared { image } => write!(f, "Template::image({} bytes).shared", image.len),
             Kind::Generate(_) => f.write_str("Template::generate"),
         }
     }

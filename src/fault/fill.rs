@@ -8,7 +8,7 @@ use super::source::{Buffers, Content, Source, Zeroes};
 use super::tables::Chunk;
 use super::track::{copy_mode, note_install};
 use super::{ZEROES, uffd};
-use crate::uffd::{CopyMode, Progress, ZeropageMode};
+use crate::uffd::{ContinueMode, CopyMode, Progress, ZeropageMode};
 use core::ops::Range;
 use nix::errno::Errno;
 
@@ -17,7 +17,7 @@ use nix::errno::Errno;
 pub(crate) struct Filled {
     /// The first so many are memory now.
     pub(crate) resident: usize,
-    /// So many after them show the kernel's zero page now.
+    /// So many after them show the kernel's zero page, or a shared image's page, now.
     pub(crate) lent: usize,
     /// Why it stopped before the end of the run, if it did.
     pub(crate) stopped_by: Option<Errno>,
@@ -63,8 +63,9 @@ pub(crate) fn add(
     filled
 }
 
-/// Installs `pages` of the reservation, all of them absent. Reads of zeroes get the zero page,
-/// which costs no memory; everything else gets pages of its own. Where a template ends, zeroes
+/// Installs `pages` of the reservation, all of them absent. Reads of zeroes get the zero page, and
+/// reads of a shared image the image's pages, which costs no memory; everything else gets pages of its
+/// own. No run goes across the end of a shared image. Where a template ends, zeroes
 /// follow to the end of the reservation, so the pages with memory come first.
 #[inline(always)]
 pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Filled {
@@ -142,8 +143,34 @@ fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
         }
         Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
         Content::Bytes { from, pages } => copy(from, left.min(pages)),
+        // Written at once: one fault instead of two.
+        Content::Shared { from, pages } if access == Access::Write => copy(from, left.min(pages)),
+        Content::Hole { pages } if access == Access::Write => copy(ZEROES.get(), left.min(pages)),
+        Content::Shared { pages, .. } => show(region, page, left.min(pages), false),
+        Content::Hole { pages } => show(region, page, left.min(pages), true),
         Content::Generated => generate(region, page, copy),
     }
+}
+
+/// Has `pages` pages from `page` on show the frames of a shared image, which other arenas have too; or
+/// the zero page, where the image has none.
+#[inline(never)]
+fn show(region: &Region, page: usize, pages: usize, is_hole: bool) -> Step {
+    let uffd = match uffd() {
+        Ok(uffd) => uffd,
+        Err(errno) => return Step::stopped(errno),
+    };
+    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
+    let len = pages.wrapping_shl(region.page_shift);
+    // SAFETY: the target lies in a reservation of ours, whose absent pages promise this content: that
+    // of the file, which nobody can change, or zeroes.
+    let progress = unsafe {
+        match is_hole {
+            true => uffd.zeropage(target, len, ZeropageMode::DONTWAKE),
+            false => uffd.r#continue(target, len, ContinueMode::DONTWAKE),
+        }
+    };
+    Step { pages: progress.bytes() >> region.page_shift, lent: true, stopped_by: progress.errno() }
 }
 
 /// Has the page function make a page, and `copy` install it.

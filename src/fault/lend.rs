@@ -1,4 +1,4 @@
-//! Lending: a chunk of zeroes that keeps faulting here and there is unregistered, so that the kernel
+//! Lending: a chunk of zeroes, or of a shared image, that keeps faulting here and there is unregistered, so that the kernel
 //! fills it by itself, and charged as a whole; and recalling: it is registered again, and charged
 //! for what it has become.
 //!
@@ -32,7 +32,7 @@ pub(crate) static MAPPINGS: Mappings =
 /// A run of lent chunks splits one mapping into three.
 const PER_RUN: usize = 2;
 
-/// Lends a chunk of zeroes as its owner, if the budget and the mappings have room.
+/// Lends a chunk as its owner, if the budget and the mappings have room.
 pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
     let pages = region.pages_of(chunk.index);
     let absent = pages.len().saturating_sub(chunk.count_present()) as u64;
@@ -234,7 +234,7 @@ fn correct(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, page: Page) 
             ledger.adopt(new.saturating_sub(lent) as u64);
         }
         // The kernel may replace memory that holds zeroes by its zero page.
-        Page::Zero => {
+        Page::Common => {
             let resident = chunk.resident.clear(pages.clone());
             if resident > 0 {
                 chunk.lend().set(pages);
@@ -295,7 +295,7 @@ fn unregister(region: &Region, index: usize) -> usize {
     let count = pages.len();
     let done = match region.backend {
         Backend::Userfaultfd => uffd_of(region).is_ok_and(|uffd| {
-            // SAFETY: the chunk is of zeroes, as the kernel fills it, and its owner has charged all of it.
+            // SAFETY: the kernel fills the chunk as the template says, and its owner has charged all of it.
             unsafe { uffd.unregister(start, len) }.is_ok()
         }),
         Backend::Mprotect => protect::open(region, pages.clone()).is_ok(),
@@ -314,8 +314,12 @@ fn unregister(region: &Region, index: usize) -> usize {
 /// Has the chunk's missing pages fault again.
 fn register(region: &Region, index: usize) -> Result<(), Errno> {
     let (start, len) = span(region, index);
+    let mode = match region.pages_of(index).start < region.source.shared_pages() {
+        true => RegisterMode::MISSING | RegisterMode::MINOR,
+        false => RegisterMode::MISSING,
+    };
     // SAFETY: the chunk is part of a reservation of ours.
-    match unsafe { uffd_of(region)?.register(start, len, RegisterMode::MISSING) } {
+    match unsafe { uffd_of(region)?.register(start, len, mode) } {
         Ok(_) => Ok(()),
         Err(error) => Err(error.errno().unwrap_or(Errno::UnknownErrno)),
     }

@@ -6,8 +6,8 @@ use core::ffi::{c_int, c_ulong};
 use core::mem;
 use core::ops::Range;
 use linux_raw_sys::general::{
-    PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, PM_SCAN_WP_MATCHING,
-    page_region, pm_scan_arg,
+    PAGE_IS_FILE, PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN,
+    PM_SCAN_WP_MATCHING, page_region, pm_scan_arg,
 };
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,6 +33,8 @@ pub(crate) struct Pagemap {
 // Bits of an entry.
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
+/// A page of a file.
+const FILE: u64 = 1 << 61;
 /// Mapped by this process alone.
 const EXCLUSIVE: u64 = 1 << 56;
 
@@ -40,8 +42,8 @@ const EXCLUSIVE: u64 = 1 << 56;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Page {
     Absent,
-    /// The kernel's zero page.
-    Zero,
+    /// The kernel's zero page, or a page of a shared image: no memory of the arena's own.
+    Common,
     /// Memory, or memory in swap.
     Memory,
 }
@@ -150,13 +152,15 @@ impl Pagemap {
             request.vec = runs.as_mut_ptr().expose_provenance() as u64;
             request.vec_len = runs.len() as u64;
             request.category_anyof_mask = u64::from(PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
-            request.return_mask = request.category_anyof_mask | u64::from(PAGE_IS_PFNZERO);
+            let common = u64::from(PAGE_IS_PFNZERO | PAGE_IS_FILE);
+            request.return_mask = request.category_anyof_mask | common;
             // SAFETY: the kernel writes at most `vec_len` runs to `vec`, and reads no page.
             let count = unsafe { pagemap_scan(self.descriptor.as_raw_fd(), &raw mut request) }?;
             for run in runs.iter().take(count as usize) {
-                let zero = run.categories & u64::from(PAGE_IS_PFNZERO) != 0;
+                let page_is =
+                    if run.categories & common != 0 { Page::Common } else { Page::Memory };
                 visit(page(start)..page(run.start), Page::Absent);
-                visit(page(run.start)..page(run.end), if zero { Page::Zero } else { Page::Memory });
+                visit(page(run.start)..page(run.end), page_is);
                 start = run.end;
             }
             // It stops early when the batch is full, and after the last run otherwise.
@@ -174,7 +178,8 @@ impl Pagemap {
         for page in 0..pages.len() {
             let state = match self.entry(region, pages.start.wrapping_add(page))? {
                 entry if entry & (PRESENT | SWAPPED) == 0 => Page::Absent,
-                entry if entry & (SWAPPED | EXCLUSIVE) == 0 => Page::Zero,
+                entry if entry & (SWAPPED | EXCLUSIVE) == 0 => Page::Common,
+                entry if entry & (SWAPPED | FILE) == FILE => Page::Common,
                 _ => Page::Memory,
             };
             visit(page..page.wrapping_add(1), state);

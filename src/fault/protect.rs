@@ -55,7 +55,15 @@ pub(crate) unsafe fn write(target: usize, from: *const u8, len: usize) -> Result
 pub(super) fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
     let copy = |from: *const u8, pages: usize| copy(region, page, from, pages);
     match region.source.at(page, region.page_shift) {
-        Content::Zero => zeroes(region, page, left, access),
+        Content::Zero => by_kernel(region, page, left, access),
+        Content::Shared { pages, .. } | Content::Hole { pages } => {
+            let mut step = by_kernel(region, page, left.min(pages), access);
+            if step.lent && access == Access::Write {
+                // What follows may be memory, which `Filled` has first: another turn, then.
+                step.stopped_by = Some(step.stopped_by.unwrap_or(Errno::EINTR));
+            }
+            step
+        }
         Content::Bytes { from, pages } => copy(from, left.min(pages)),
         Content::Generated => generate(region, page, copy),
     }
@@ -95,10 +103,10 @@ fn write_pages(region: &Region, page: usize, from: *const u8, pages: usize) -> S
     }
 }
 
-/// Installs `pages` pages of zeroes: accessible memory that the kernel fills. It does so at once, or
-/// else, where it cannot (before Linux 5.14), at the next touch, without a signal.
+/// Installs `pages` pages of zeroes, or of a shared image: accessible memory that the kernel fills. It
+/// does so at once, or else, where it cannot (before Linux 5.14), at the next touch, without a signal.
 #[inline(always)]
-fn zeroes(region: &Region, page: usize, pages: usize, access: Access) -> Step {
+fn by_kernel(region: &Region, page: usize, pages: usize, access: Access) -> Step {
     if let Err(errno) = open(region, page..page.wrapping_add(pages)) {
         let opened = keep_opened(region, page..page.wrapping_add(pages));
         return Step { pages: opened, lent: true, stopped_by: Some(errno) };
@@ -156,6 +164,8 @@ fn write_template(region: &Region, pages: Range<usize>) -> Result<usize, Errno> 
         let left = pages.end.wrapping_sub(page);
         let step = match region.source.at(page, region.page_shift) {
             Content::Zero => return Ok(page),
+            // Shared images are not filled by whole chunks.
+            Content::Shared { .. } | Content::Hole { .. } => return Err(Errno::EINVAL),
             Content::Bytes { from, pages } => write_pages(region, page, from, left.min(pages)),
             Content::Generated => {
                 generate(region, page, |from, pages| write_pages(region, page, from, pages))

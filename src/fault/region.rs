@@ -66,6 +66,9 @@ pub(crate) struct Region {
     pub(crate) track: Track,
     /// Whether chunks may be lent: the template is zeroes, and the arena was not told otherwise.
     pub(crate) lends: bool,
+    /// 1 while they may be lent now. An arena that restores pages in place lends nothing of a shared
+    /// image before the pages that it keeps turn out to be others than those it needs.
+    pub(crate) scattered: AtomicU32,
     /// 1 once the whole reservation is the kernel's to fill: it raises no signal any more.
     pub(crate) handed_over: AtomicU32,
     /// Where the search for a chunk to recall goes on.
@@ -201,6 +204,23 @@ impl Region {
         self.forbidden.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether a chunk may be lent now: the kernel fills it as the template says, and it is one mapping.
+    pub(crate) fn may_lend(&self, chunk: &Chunk<'_>) -> bool {
+        // Relaxed: a hint.
+        let now = self.scattered.load(Ordering::Relaxed) != 0;
+        let (pages, shared) = (self.pages_of(chunk.index), self.source.shared_pages());
+        now && match self.source {
+            // Not the image's last page, which the kernel does not have.
+            Source::Shared { .. } => pages.end <= shared || pages.start > shared,
+            _ => true,
+        }
+    }
+
+    /// Whether a chunk may be filled with a huge page: pages cannot be moved over a shared image.
+    pub(crate) fn may_be_huge(&self, chunk: &Chunk<'_>) -> bool {
+        self.fills_huge() && self.pages_of(chunk.index).start >= self.source.shared_pages()
+    }
+
     /// The pages to resolve for a fault on page `page` of `chunk`, whose present pages are given.
     #[inline]
     pub(crate) fn plan(
@@ -222,7 +242,13 @@ impl Region {
             _ => 0,
         };
         let room = self.ledger.room(self.budget);
-        self.window.plan(page, &Surroundings { present, end, before, after, room })
+        let window = self.window.plan(page, &Surroundings { present, end, before, after, room });
+        // A shared image is another mapping, which no system call can fill together with the rest.
+        match self.source.shared_pages().saturating_sub(pages.start) {
+            0 => window,
+            shared if page < shared => window.start..window.end.min(shared),
+            shared => window.start.max(shared)..window.end,
+        }
     }
 
     /// How many pages at the end of chunk `index` are present without a gap.

@@ -126,11 +126,11 @@ fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Pl
         return Plan::Verify;
     }
     let lonely = region.lends && is_lonely(&present, page);
-    if lonely && lonely_pages >= LONELY_PAGES {
+    if lonely && lonely_pages >= LONELY_PAGES && region.may_lend(chunk) {
         return Plan::Lend;
     }
     let window = region.plan(chunk, page, &present);
-    match window.len() == region.chunk_pages() && wants_huge(region, access) {
+    match window.len() == region.chunk_pages() && wants_huge(region, chunk, access) {
         true => Plan::FillWhole,
         false => Plan::Install { window, lonely },
     }
@@ -199,8 +199,8 @@ fn lend_alone(region: &Region, chunk: &Chunk<'_>) -> bool {
 }
 
 /// Whether a whole chunk is worth a huge page: reads of zeroes take no memory at all.
-fn wants_huge(region: &Region, access: Access) -> bool {
-    region.fills_huge() && !(access == Access::Read && matches!(region.source, Source::Zero))
+fn wants_huge(region: &Region, chunk: &Chunk<'_>, access: Access) -> bool {
+    region.may_be_huge(chunk) && !(access == Access::Read && matches!(region.source, Source::Zero))
 }
 
 /// Fills a chunk without any page with a huge page, if this is its only filler. Signals are blocked,

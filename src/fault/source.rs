@@ -13,6 +13,10 @@ pub(crate) enum Content {
     Zero,
     /// `pages` pages' bytes from here on.
     Bytes { from: *const u8, pages: usize },
+    /// The same, and they are pages of the file that the reservation maps there.
+    Shared { from: *const u8, pages: usize },
+    /// `pages` pages of zeroes, which that file does not have.
+    Hole { pages: usize },
     /// Whatever a page function makes of one page.
     Generated,
 }
@@ -39,6 +43,15 @@ pub(crate) enum Source {
         tail: *const u8,
         mapped: bool,
     },
+    /// The same, but the reservation maps the `whole` pages privately, from a file in memory that
+    /// nobody can change. A bit for each of them that is set in `holes` says that the file does not
+    /// have it: it is of zeroes.
+    Shared {
+        bytes: *const u8,
+        whole: usize,
+        tail: *const u8,
+        holes: *const u64,
+    },
     /// A function, with buffers to run it in.
     Generate {
         function: PageFunction,
@@ -63,8 +76,36 @@ impl Source {
         !matches!(self, Self::Image { mapped: true, .. })
     }
 
+    /// Whether any of the content is written to pages that are out of reach, without userfaultfd.
+    pub(crate) fn is_written(&self) -> bool {
+        match *self {
+            Self::Zero => false,
+            Self::Shared { tail, .. } => !tail.is_null(),
+            _ => true,
+        }
+    }
+
+    /// How many pages at the start of the reservation are mapped from a file that other arenas map too.
+    pub(crate) fn shared_pages(&self) -> usize {
+        match *self {
+            Self::Shared { whole, .. } => whole,
+            _ => 0,
+        }
+    }
+
     /// What page `page` contains, and how many pages after it come from the same place.
     pub(crate) fn at(&self, page: usize, page_shift: u32) -> Content {
+        match *self {
+            Self::Shared { bytes, whole, holes, .. } if page < whole => {
+                shared(bytes, whole, holes, page, page_shift)
+            }
+            _ => self.outside(page, page_shift),
+        }
+    }
+
+    /// The same of a page that is not mapped from a shared image.
+    #[inline(always)]
+    fn outside(&self, page: usize, page_shift: u32) -> Content {
         match *self {
             Self::Zero => Content::Zero,
             Self::Repeat { buffer, period, span } => {
@@ -75,17 +116,19 @@ impl Source {
                 from: bytes.wrapping_add(page.wrapping_shl(page_shift)),
                 pages: whole.wrapping_sub(page),
             },
-            Self::Image { whole, tail, .. } if page == whole && !tail.is_null() => {
+            Self::Image { whole, tail, .. } | Self::Shared { whole, tail, .. }
+                if page == whole && !tail.is_null() =>
+            {
                 Content::Bytes { from: tail, pages: 1 }
             }
-            Self::Image { .. } => Content::Zero,
+            Self::Image { .. } | Self::Shared { .. } => Content::Zero,
             Self::Generate { .. } => Content::Generated,
         }
     }
 
     /// Writes the content of `pages` pages from `first` on to `target`, by ordinary stores: see
     /// [`is_ordinary`](Self::is_ordinary). Zeroes are not written where the content is zero to the
-    /// end.
+    /// end. None of the pages is mapped from a shared image.
     ///
     /// Page by page, whatever the content's runs: what is copied again and again stays in the
     /// nearest cache then, and memcpy takes the ways that are best for two megabytes only where they
@@ -105,8 +148,8 @@ impl Source {
         for index in 0..pages {
             let page = first.wrapping_add(index);
             let target = target.wrapping_add(index.wrapping_shl(page_shift));
-            match self.at(page, page_shift) {
-                Content::Zero => return,
+            match self.outside(page, page_shift) {
+                Content::Zero | Content::Shared { .. } | Content::Hole { .. } => return,
                 // SAFETY: the template's memory has the whole page, and so has the target.
                 Content::Bytes { from, .. } => unsafe {
                     ptr::copy_nonoverlapping(from, target, size);
@@ -120,6 +163,25 @@ impl Source {
             }
         }
     }
+}
+
+/// What page `page` of an image of `whole` pages contains, which a file has except for its holes.
+#[inline(never)]
+fn shared(
+    bytes: *const u8,
+    whole: usize,
+    holes: *const u64,
+    page: usize,
+    page_shift: u32,
+) -> Content {
+    // SAFETY: the template has a bit for each of the pages, in whole words, and never changes them.
+    let word = unsafe { holes.add(page / 64).read() } >> (page % 64);
+    let left = (64usize.wrapping_sub(page % 64)).min(whole.wrapping_sub(page));
+    if word & 1 != 0 {
+        return Content::Hole { pages: left.min(word.trailing_ones() as usize) };
+    }
+    let from = bytes.wrapping_add(page.wrapping_shl(page_shift));
+    Content::Shared { from, pages: left.min(word.trailing_zeros() as usize) }
 }
 
 /// Pages of zeroes to copy from: a read-only mapping whose every page is the kernel's one zero

@@ -65,9 +65,12 @@ fn in_life(call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
         // With userfaultfd only heaps use it, to put fresh memory where a block was: another way to save
         // mappings. Without, a touch cannot be answered.
         (Call::Protect, true) => vec![Unnoticed, Violation],
-        (Call::Copy | Call::Zeropage | Call::WriteMemory, true) => vec![Violation],
+        (Call::Copy | Call::Zeropage | Call::Continue | Call::WriteMemory, true) => vec![Violation],
         // It is tried again, or the method that met it says so.
-        (Call::Copy | Call::Zeropage | Call::WriteMemory | Call::Protect, false) => {
+        (
+            Call::Copy | Call::Zeropage | Call::Continue | Call::WriteMemory | Call::Protect,
+            false,
+        ) => {
             vec![Unnoticed, Error, Violation]
         }
         // Blocks are not handed out without memory behind them; an old kernel has another way.

@@ -105,6 +105,7 @@ struct All {
     zeroes: Arena,
     repeated: Arena,
     numbered: Arena,
+    shared: Arena,
     heap: Heap,
 }
 
@@ -113,12 +114,17 @@ impl All {
         let arena = || Arena::builder(1 << 30);
         let sevens = said(Template::repeat(&7u8))?;
         let budget = 8 * CHUNK;
+        // Half of it, and a part of a page, are zeroes.
+        let mut image = vec![0u8; CHUNK / 2 + 1];
+        image[..CHUNK / 4].fill(9);
+        let image = said(said(Template::bytes(image))?.shared())?;
         Some(Self {
             zeroes: said(arena().name("zeroes").budget(budget).reserve())?,
             repeated: said(
                 arena().name("sevens").template(sevens).keep_resident(1 << 16).reserve(),
             )?,
             numbered: said(arena().name("numbers").template(numbered_pages()).reserve())?,
+            shared: said(arena().name("shared").template(image).keep_resident(1 << 16).reserve())?,
             heap: said(Heap::new(said(arena().name("heap").reserve())?))?,
         })
     }
@@ -127,6 +133,7 @@ impl All {
     fn run(&self) {
         self.touch();
         said(self.zeroes.measure());
+        self.share();
         self.manage();
         self.touch();
         self.allocate();
@@ -147,6 +154,20 @@ impl All {
             assert_eq!((load(&self.zeroes, offset), load(&self.zeroes, offset + 1)), (3, 0));
             let offset = 200 * CHUNK + rng.below(CHUNK);
             assert_eq!(load(&self.zeroes, offset), 0);
+        }
+    }
+
+    /// Pages that other arenas may have too, read and then written.
+    fn share(&self) {
+        for page in (0..CHUNK / 2).step_by(7 * page_size()) {
+            let want = if page < CHUNK / 4 { 9 } else { 0 };
+            assert_eq!(load(&self.shared, page), want);
+            store(&self.shared, page + 1, 1);
+            store(&self.shared, (page + 3 * page_size()) % (CHUNK / 2), want);
+        }
+        // SAFETY: nobody has a reference into the arena, and every byte is valid.
+        if said(unsafe { self.shared.reset() }).is_some() {
+            assert_eq!((load(&self.shared, 1), load(&self.shared, CHUNK / 2)), (9, 0));
         }
     }
 
@@ -206,9 +227,14 @@ impl All {
 
     /// The books are in step with the kernel once nothing fails any more.
     fn check(&self) {
-        for arena in [&self.zeroes, &self.repeated, &self.numbered] {
+        for arena in [&self.zeroes, &self.repeated, &self.numbered, &self.shared] {
             let stats = arena.measure().unwrap();
-            assert_eq!(stats.resident_bytes, crate::support::arena_rss(arena), "{}", arena.name());
+            assert_eq!(
+                stats.resident_bytes,
+                crate::support::arena_memory(arena),
+                "{}",
+                arena.name()
+            );
             assert!(
                 stats.budget_bytes.is_none_or(|it| stats.resident_bytes + stats.lent_bytes <= it)
             );

@@ -2,7 +2,9 @@
 //! by the property test of arenas and by their fuzz target: each decides in its own way what to do
 //! next.
 
-use crate::support::{arena_rss, discard, file_of, load, noise, numbered_pages, read_into, store};
+use crate::support::{
+    arena_memory, discard, file_of, load, noise, numbered_pages, read_into, store,
+};
 use lacuna::{Arena, ErrorKind, Template, Window, page_size};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -62,7 +64,16 @@ pub(crate) enum Content {
         len: usize,
         file: bool,
     },
+    /// The same, shared; every other page of the first half of it is of zeroes.
+    Shared {
+        len: usize,
+    },
     Function,
+}
+
+/// Whether a page of a shared image here is of zeroes.
+fn is_hole(page: usize, len: usize) -> bool {
+    page % 2 == 1 && page < len / page_size() / 2
 }
 
 /// Bytes that templates are made of.
@@ -87,6 +98,15 @@ impl Content {
             },
             Self::Image { len, file: false } => Template::bytes(&NOISE[..len]).unwrap(),
             Self::Image { len, file: true } => Template::file(&file_of(&NOISE[..len])).unwrap(),
+            Self::Shared { len } => {
+                let mut bytes = NOISE[..len].to_vec();
+                for (page, bytes) in bytes.chunks_mut(page_size()).enumerate() {
+                    if is_hole(page, len) {
+                        bytes.fill(0);
+                    }
+                }
+                Template::bytes(bytes).unwrap().shared().unwrap()
+            }
             Self::Function => numbered_pages(),
         }
     }
@@ -97,7 +117,10 @@ impl Content {
             Self::Zero => 0,
             Self::Repeat(which) => NOISE[offset % PERIODS[usize::from(which) % 6]],
             Self::Image { len, .. } if offset < len => NOISE[offset],
-            Self::Image { .. } => 0,
+            Self::Shared { len } if offset < len && !is_hole(offset / page_size(), len) => {
+                NOISE[offset]
+            }
+            Self::Image { .. } | Self::Shared { .. } => 0,
             Self::Function => {
                 let (page, at) = (offset / page_size(), offset % page_size());
                 ((page << 16) | (at / 8)).to_ne_bytes()[at % 8]
@@ -122,7 +145,7 @@ pub(crate) struct Setup {
 impl Setup {
     fn model(mut self) -> Model {
         self.limit = self.limit.min(self.pages);
-        if let Content::Image { len, .. } = &mut self.content {
+        if let Content::Image { len, .. } | Content::Shared { len } = &mut self.content {
             *len = (*len).min(self.pages * page_size());
         }
         let mut builder = Arena::builder(self.pages * page_size())
@@ -149,7 +172,7 @@ pub(crate) fn run(setup: Setup, actions: impl IntoIterator<Item = Action>) {
         model.check_counters();
     }
     let stats = model.arena.measure().unwrap();
-    assert_eq!(stats.resident_bytes, arena_rss(&model.arena));
+    assert_eq!(stats.resident_bytes, arena_memory(&model.arena));
     model.check_contents();
 }
 
@@ -253,12 +276,22 @@ impl Model {
     }
 
     fn reset(&mut self) {
+        let before = self.arena.stats();
         // SAFETY: nobody has a reference into the arena.
         unsafe { self.arena.reset() }.unwrap();
         self.written.clear();
         let stats = self.arena.stats();
+        // What it found written of a shared image counted as resident, before the rest was dropped.
+        assert!(
+            stats.peak_resident_bytes <= self.peak.max(before.resident_bytes + before.lent_bytes)
+        );
+        self.peak = stats.peak_resident_bytes;
+        let is_shared = matches!(self.setup.content, Content::Shared { .. });
         assert!(stats.resident_bytes <= self.setup.keep * page_size(), "{stats}");
-        assert_eq!(stats.lent_bytes, 0);
+        assert!(stats.lent_bytes == 0 || is_shared);
+        // Chunks of a shared image stay lent.
+        let kept = stats.resident_bytes + stats.lent_bytes;
+        assert!(kept <= self.setup.keep * page_size() || self.setup.lending, "{stats}");
         let limit = self.arena.limit();
         assert!(self.arena.populated().all(|run| run.end <= limit), "kept past the limit");
     }
@@ -293,15 +326,17 @@ impl Model {
     }
 
     /// Bytes of memory that the kernel has for the arena: the pages that are there and exclusively
-    /// this process's, which the zero page is not. Far cheaper than what smaps tells, which must be
+    /// this process's, which the zero page is not, nor a page of a file. Far cheaper than what smaps tells, which must be
     /// the same in the end.
     fn memory(&self) -> usize {
         const MEMORY: u64 = 1 << 63 | 1 << 56;
+        const FILE: u64 = 1 << 61;
         let mut entries = vec![0; 8 * self.setup.pages];
         let first = self.arena.as_ptr().addr() / page_size();
         self.pagemap.read_exact_at(&mut entries, 8 * first as u64).unwrap();
         let (entries, _) = entries.as_chunks();
-        let there = entries.iter().filter(|it| u64::from_ne_bytes(**it) & MEMORY == MEMORY);
+        let there =
+            entries.iter().filter(|it| u64::from_ne_bytes(**it) & (MEMORY | FILE) == MEMORY);
         there.count() * page_size()
     }
 

@@ -103,6 +103,11 @@ pub(crate) fn arena_rss(arena: &Arena) -> usize {
     rss(arena.as_ptr().addr(), arena.len())
 }
 
+/// Bytes of memory of an arena's own: what it has in common with others is none.
+pub(crate) fn arena_memory(arena: &Arena) -> usize {
+    smaps_of(arena.as_ptr().addr(), arena.len(), &["Anonymous:", "Swap:"]) << 10
+}
+
 /// The addresses that a header line of smaps, or a line of maps, begins with.
 pub(crate) fn addresses(line: &str) -> Option<Range<usize>> {
     let (start, end) = line.split_whitespace().next()?.split_once('-')?;
