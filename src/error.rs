@@ -47,6 +47,8 @@ pub enum Operation {
     Heap,
     /// Making a template.
     Template,
+    /// Making, or mapping, memory that other processes map as well.
+    ShareMemory,
     /// [`ArenaBuilder::reserve`](crate::ArenaBuilder::reserve).
     Reserve,
     /// [`Arena::populate`](crate::Arena::populate).
@@ -84,6 +86,7 @@ impl Operation {
             Self::InstallForkHooks => "install the fork hooks",
             Self::Heap => "make a heap",
             Self::Template => "make a template",
+            Self::ShareMemory => "share memory",
             Self::Reserve => "reserve an arena",
             Self::Populate => "populate",
             Self::Discard => "discard",
@@ -138,6 +141,22 @@ pub enum ErrorKind {
     TemplateNotZero,
     /// A process may have 64 heaps.
     TooManyHeaps,
+    /// The pool of huge pages (hugetlbfs, of 2 MiB) has none left, and may make none.
+    NoHugePages,
+    /// What was asked for needs userfaultfd, which is denied here or was not chosen
+    /// ([`Backend`](crate::Backend)).
+    NeedsUserfaultfd,
+    /// The file is no memory: neither a memfd, nor on tmpfs or hugetlbfs.
+    NotMemory,
+    /// The file is shorter than the arena that it was to be the memory of.
+    MemoryTooShort,
+    /// The file's pages are not of the size that was asked for, or of one that arenas can have.
+    PageSizeMismatch,
+    /// Heaps, sparse arrays and [`OnFork::Wipe`](crate::OnFork::Wipe) need memory of this process's
+    /// own, and the arena's is shared.
+    NotPrivate,
+    /// A heap needs an arena of base pages.
+    NotBasePages,
     /// `LACUNA_BACKEND` names no backend.
     UnknownBackend,
     /// A dozen different handlers have been found in place of lacuna's.
@@ -189,6 +208,17 @@ impl ErrorKind {
             Self::TooShort => "a heap needs at least 2 MiB",
             Self::TemplateNotZero => "a heap needs an arena whose template is zero",
             Self::TooManyHeaps => "a process may have 64 heaps",
+            Self::NoHugePages => "no huge page is left in the system's pool",
+            Self::NeedsUserfaultfd => {
+                "this needs userfaultfd, which is denied here or was not chosen"
+            }
+            Self::NotMemory => "the file is neither a memfd, nor on tmpfs or hugetlbfs",
+            Self::MemoryTooShort => "the file is shorter than the arena",
+            Self::PageSizeMismatch => "the file's pages are of another size",
+            Self::NotPrivate => {
+                "heaps, sparse arrays and OnFork::Wipe need memory that is not shared"
+            }
+            Self::NotBasePages => "a heap needs an arena of base pages",
             Self::UnknownBackend => "LACUNA_BACKEND is neither `userfaultfd` nor `mprotect`",
             Self::TooManyHandlers => "too many handlers have been found in its place",
             Self::SignalBlocked => "the signal that faults raise is blocked",
@@ -227,6 +257,11 @@ impl ErrorKind {
             Self::AlternateStackInArena | Self::NoAlternateStack => {
                 "give the thread an alternate stack of ordinary memory, see sigaltstack(2)"
             }
+            Self::NoHugePages => {
+                "have some set aside (echo N > /proc/sys/vm/nr_hugepages) or made when they are needed \
+                 (vm.nr_overcommit_hugepages)"
+            }
+            Self::MemoryTooShort => "make it longer, see ftruncate(2)",
             Self::TooManyHandlers => "somebody installs new handlers over and over",
             _ => return None,
         })
@@ -419,9 +454,12 @@ impl From<Error> for std::io::Error {
         use std::io::ErrorKind as Io;
         let kind = match (error.kind, error.errno) {
             (_, Some(errno)) => Self::from_raw_os_error(errno as i32).kind(),
-            (ErrorKind::BudgetExhausted, None) => Io::OutOfMemory,
+            (ErrorKind::BudgetExhausted | ErrorKind::NoHugePages, None) => Io::OutOfMemory,
             (
-                ErrorKind::Unsupported | ErrorKind::ForkedWithoutHooks | ErrorKind::NotRearmed,
+                ErrorKind::Unsupported
+                | ErrorKind::NeedsUserfaultfd
+                | ErrorKind::ForkedWithoutHooks
+                | ErrorKind::NotRearmed,
                 None,
             ) => Io::Unsupported,
             (ErrorKind::NotInherited, None) => Io::PermissionDenied,

@@ -1,6 +1,7 @@
 //! Making arenas.
 
 use super::mapping::{Layout, Mapping};
+use super::memory::{Memory, PageSize, Plan, Sharing};
 use super::registrar::REGISTRAR;
 use super::template::Template;
 use super::{Arena, choice, engine, inherit, mprotect};
@@ -11,11 +12,12 @@ use crate::fault::ledger::{Ledger, UNBOUNDED};
 use crate::fault::region::{Counters, Name, Region};
 use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
-use crate::fault::tuning::PAGE_BUFFERS;
+use crate::fault::tuning::{HUGE_BUFFERS, PAGE_BUFFERS};
 use crate::fault::window::Window;
 use crate::fork::OnFork;
-use crate::page::{CHUNK, page_shift, page_size, round_up};
+use crate::page::{CHUNK, round_up};
 use crate::uffd::Ioctls;
+use std::os::fd::AsFd;
 
 /// What an arena is to be; made by [`Arena::builder`], it makes the arena with
 /// [`reserve`](Self::reserve).
@@ -35,6 +37,8 @@ pub struct ArenaBuilder<'a> {
     keep_resident: usize,
     backend: Option<Backend>,
     on_fork: OnFork,
+    page_size: Option<PageSize>,
+    sharing: Sharing<'a>,
 }
 
 impl<'a> ArenaBuilder<'a> {
@@ -51,6 +55,8 @@ impl<'a> ArenaBuilder<'a> {
             keep_resident: 0,
             backend: None,
             on_fork: OnFork::Inherit,
+            page_size: None,
+            sharing: Sharing::No,
         }
     }
 
@@ -174,6 +180,94 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
+    /// The size of the arena's pages; base pages by default.
+    ///
+    /// With [`PageSize::Huge`] a page is 2 MiB of hugetlbfs's pool: one fault resolves it, and it is
+    /// the unit of everything that is otherwise one of base pages: length, budget, limit, discard
+    /// ([`Arena::page_size`] tells). The kernel never splits it, swaps it out or takes it for a scattered
+    /// touch; and it is there or it is not: when the pool is empty, a touch is a violation
+    /// ([`Bound::NoHugePages`](crate::Bound::NoHugePages)). A page function is still called for base
+    /// pages, 512 times for each.
+    ///
+    /// Pages are taken from the pool as they are touched, not when the arena is reserved, so that a
+    /// reservation may be larger than the pool. A forked child shares them until either side writes;
+    /// the copy that is needed then comes from the pool too, and without one that write is a
+    /// violation. What a child does not inherit ([`on_fork`](Self::on_fork)) is emptied by the fork
+    /// hook, since the kernel cannot. In `/proc/self/smaps` they are `Private_Hugetlb` and
+    /// `Shared_Hugetlb`, not `Rss`. They need userfaultfd, and a discard needs Linux 5.18.
+    ///
+    /// An arena whose template is a repeated value, or an image that ends within a page, has one page
+    /// of ordinary memory for that; a page function has eight.
+    ///
+    /// ```no_run
+    /// use lacuna::{Arena, ErrorKind, PageSize};
+    ///
+    /// match Arena::builder(1 << 40).page_size(PageSize::Huge).reserve() {
+    ///     Ok(arena) => assert_eq!(arena.page_size(), 2 << 20),
+    ///     // echo 512 > /proc/sys/vm/nr_hugepages
+    ///     Err(error) => assert_eq!(error.kind(), ErrorKind::NoHugePages),
+    /// }
+    /// ```
+    pub const fn page_size(mut self, size: PageSize) -> Self {
+        self.page_size = Some(size);
+        self
+    }
+
+    /// Makes the arena of memory that other processes can map too: a memfd that is made for it, of
+    /// the arena's length, which nobody can cut short. [`Arena::memfd`] tells what to send them, for
+    /// [`memfd`](Self::memfd).
+    ///
+    /// Each process that maps it has an arena of its own, and resolves its own faults: who touches a
+    /// page first installs it, for all of them. A page that another process has installed already is
+    /// mapped by the kernel, without a signal. So all of them must give the **same template**, or it
+    /// depends on who is first what a page contains.
+    ///
+    /// - Budget, limit and statistics are each process's own, of the pages that *it* installed.
+    ///   [`Arena::populate`] and [`Arena::measure`] take on those of others that this process has
+    ///   mapped. Zeroes that are only read are memory here.
+    /// - [`Arena::discard`] and [`Arena::reset`] give pages back for everybody, whoever installed
+    ///   them. Other processes go on counting them until they measure, or touch them again.
+    /// - A process that dies leaves what it installed to the others.
+    /// - A forked child shares the memory with its parent
+    ///   ([`OnFork::Inherit`]; [`OnFork::Wipe`] cannot be had), and begins with its parent's counters.
+    /// - It needs userfaultfd. Heaps and sparse arrays cannot be made of it, nor is anything lent.
+    ///
+    /// ```
+    /// # if lacuna::Arena::builder(1).reserve()?.backend() == lacuna::Backend::Mprotect { return Ok(()) }
+    /// let seven = lacuna::Template::repeat(&7u8)?;
+    /// let ours = lacuna::Arena::builder(1 << 30).template(seven.clone()).share().reserve()?;
+    /// // Most often in another process, which has got the descriptor.
+    /// let file = ours.memfd().unwrap();
+    /// let theirs = lacuna::Arena::builder(1 << 30).template(seven).memfd(&file).reserve()?;
+    /// // SAFETY: the byte is within the arenas, and nobody else uses it.
+    /// unsafe {
+    ///     ours.as_ptr().write(1);
+    ///     assert_eq!(theirs.as_ptr().read(), 1);
+    ///     assert_eq!(theirs.as_ptr().add(1).read(), 7);
+    /// }
+    /// # Ok::<(), lacuna::Error>(())
+    /// ```
+    pub const fn share(mut self) -> Self {
+        self.sharing = Sharing::New;
+        self
+    }
+
+    /// As [`share`](Self::share), of a file in memory that there is already: a memfd, or a file on
+    /// tmpfs or hugetlbfs, that is open for reading and writing and at least as long as the arena.
+    /// Its first byte is the arena's.
+    ///
+    /// What it contains stays as it is; the template is for the pages that it does not have. If its
+    /// pages are huge ones (`MFD_HUGETLB`), the arena's are: see [`page_size`](Self::page_size), which
+    /// need not be said. Should it be cut short later, a touch past its end is a violation
+    /// ([`Bound::MemoryCutShort`](crate::Bound::MemoryCutShort)); `F_SEAL_SHRINK` keeps others from
+    /// doing so.
+    ///
+    /// The arena keeps a descriptor of its own.
+    pub fn memfd<F: AsFd>(mut self, file: &'a F) -> Self {
+        self.sharing = Sharing::With(file.as_fd());
+        self
+    }
+
     /// Reserves the arena. It costs address space, a few system calls whatever its size, and no
     /// memory to speak of.
     ///
@@ -193,6 +287,12 @@ impl<'a> ArenaBuilder<'a> {
     ///   `EAGAIN`: the process locks its memory, mlockall(2), and `RLIMIT_MEMLOCK` is too low.
     /// - [`ErrorKind::Os`] with `EMFILE`: no descriptor is left (`RLIMIT_NOFILE`).
     /// - [`ErrorKind::Unsupported`]: the kernel is older than 5.14.
+    /// - [`ErrorKind::NoHugePages`]: huge pages were asked for, and the pool is empty.
+    /// - [`ErrorKind::NeedsUserfaultfd`]: huge pages or shared memory were asked for, and the arena
+    ///   would have [`Backend::Mprotect`].
+    /// - [`ErrorKind::NotMemory`], [`ErrorKind::MemoryTooShort`], [`ErrorKind::PageSizeMismatch`]: the
+    ///   file given to [`memfd`](Self::memfd) will not do.
+    /// - [`ErrorKind::NotPrivate`]: [`OnFork::Wipe`] of shared memory.
     /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: this process is a child in
     ///   which arenas do not work; see [`Arena`].
     ///
@@ -207,21 +307,29 @@ impl<'a> ArenaBuilder<'a> {
     /// # Ok::<(), lacuna::Error>(())
     /// ```
     pub fn reserve(self) -> Result<Arena> {
-        let layout = Layout::new(self.len)?;
-        let settings = self.check(&layout)?;
+        let plan = Plan::new(self.page_size, self.sharing)?;
+        let page_shift = plan.page_shift();
+        let layout = Layout::new(self.len, 1 << page_shift)?;
+        let settings = self.check(&layout, &plan)?;
         let backend = choice::start(self.backend)?;
+        if backend == Backend::Mprotect && !plan.is_ordinary() {
+            return Err(Error::new(Operation::Reserve, ErrorKind::NeedsUserfaultfd));
+        }
 
         let tables_layout = tables::Layout::new(layout.span / CHUNK);
         let tables = Mapping::zeroed(tables_layout.size)?;
-        let (buffers, source) = self.source()?;
+        let (buffers, source) = self.source(page_shift)?;
         let reservation = Mapping::reserve(layout.total)?;
         let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
+        let Memory { backing, file } = plan.map(self.name, &reservation, offset, &layout)?;
         let moves = match backend {
             Backend::Userfaultfd => {
-                reservation.open(offset, layout.len)?;
-                reservation.forbid_huge_pages(offset, layout.len)?;
+                if backing.is_ordinary() {
+                    reservation.open(offset, layout.len)?;
+                    reservation.forbid_huge_pages(offset, layout.len)?;
+                }
                 engine::register(base.as_ptr().addr(), layout.len)?.contains(Ioctls::MOVE)
             }
             Backend::Mprotect => {
@@ -232,20 +340,22 @@ impl<'a> ArenaBuilder<'a> {
                 true
             }
         };
-        inherit::prepare(self.on_fork, &reservation, offset, layout.len, &tables)?;
-        let keep = if source.is_ordinary() { self.keep_resident >> page_shift() } else { 0 };
-        let huge = self.huge_pages && moves && source.is_ordinary();
+        inherit::prepare(self.on_fork, backing, &reservation, offset, layout.len, &tables)?;
+        let keeps = source.is_ordinary() && !backing.is_shared();
+        let keep = if keeps { self.keep_resident >> page_shift } else { 0 };
+        let huge = self.huge_pages && moves && source.is_ordinary() && backing.is_ordinary();
 
         let region = Region {
             backend,
+            backing,
             base: base.as_ptr().addr(),
-            pages: layout.len >> page_shift(),
-            page_shift: page_shift(),
+            pages: layout.len >> page_shift,
+            page_shift,
             budget: settings.budget,
             window: self.window,
             source,
             name: settings.name,
-            lends: self.lends(&source),
+            lends: self.lends(&source) && backing.is_ordinary(),
             huge: AtomicU32::new(u32::from(huge)),
             handed_over: AtomicU32::new(0),
             hand: AtomicUsize::new(0),
@@ -267,21 +377,31 @@ impl<'a> ArenaBuilder<'a> {
             keep_resident: keep,
             _reservation: reservation,
             _tables: tables,
-            _buffers: buffers,
+            file,
+            _content: buffers,
             _template: self.template,
         })
     }
 
-    /// The handler's view of the template, and the buffers that a page function needs.
-    fn source(&self) -> Result<(Option<PageBuffers>, Source)> {
+    /// The handler's view of the template, and what that needs besides.
+    fn source(&self, page_shift: u32) -> Result<(Content, Source)> {
+        let size = 1 << page_shift;
         let Some(function) = self.template.function() else {
-            return Ok((None, self.template.source()));
+            let (source, memory) = self.template.source(size)?;
+            return Ok((Content { _buffers: None, _memory: memory }, source));
         };
-        let pages = Mapping::zeroed(PAGE_BUFFERS * page_size())?;
+        // Of huge pages fewer: they stay once they were used.
+        let count =
+            if page_shift == crate::page::page_shift() { PAGE_BUFFERS } else { HUGE_BUFFERS };
+        let pages = Mapping::zeroed(count * size)?;
         // SAFETY: the mapping is used by these buffers alone, and goes after them.
-        let buffers = Box::new(unsafe { Buffers::new(pages.base().as_ptr(), page_size()) });
+        let buffers = Box::new(unsafe { Buffers::new(pages.base().as_ptr(), size, count) });
         let source = Source::Generate { function, buffers: &raw const *buffers };
-        Ok((Some(PageBuffers { _buffers: buffers, _pages: pages }), source))
+        Ok((Content { _buffers: Some(buffers), _memory: Some(pages) }, source))
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        !matches!(self.sharing, Sharing::No)
     }
 
     /// A fixed window says how many pages a fault resolves; lending would resolve others.
@@ -290,7 +410,7 @@ impl<'a> ArenaBuilder<'a> {
     }
 
     /// Checks the values and converts them to pages.
-    fn check(&self, layout: &Layout) -> Result<Settings> {
+    fn check(&self, layout: &Layout, plan: &Plan<'_>) -> Result<Settings> {
         let error = |kind, value| Err(Error::new(Operation::Reserve, kind).value(value));
         let Some(name) = Name::new(self.name) else {
             return error(ErrorKind::NameTooLong, self.name.len());
@@ -298,16 +418,20 @@ impl<'a> ArenaBuilder<'a> {
         if self.window == Window::Pages(0) {
             return error(ErrorKind::WindowTooSmall, 0);
         }
+        if self.on_fork == OnFork::Wipe && plan.is_shared() {
+            return Err(Error::new(Operation::Reserve, ErrorKind::NotPrivate));
+        }
         if self.template.len() > layout.len {
             return error(ErrorKind::TemplateTooLong, self.template.len());
         }
+        let shift = plan.page_shift();
         let budget = match self.budget {
-            Some(bytes) if bytes < page_size() => return error(ErrorKind::BudgetTooSmall, bytes),
-            Some(bytes) => (bytes >> page_shift()) as u64,
+            Some(bytes) if bytes >> shift == 0 => return error(ErrorKind::BudgetTooSmall, bytes),
+            Some(bytes) => (bytes >> shift) as u64,
             None => UNBOUNDED,
         };
         let limit = self.limit.unwrap_or(layout.len);
-        match limit_pages(limit, layout.len) {
+        match limit_pages(limit, layout.len, shift) {
             Some(limit) => Ok(Settings { name, budget, limit }),
             None => error(ErrorKind::LimitPastLength, limit),
         }
@@ -321,14 +445,15 @@ struct Settings {
     limit: usize,
 }
 
-/// A page function's buffers and the pages they stand for.
-pub(crate) struct PageBuffers {
-    _buffers: Box<Buffers>,
-    _pages: Mapping,
+/// Memory that an arena's content is copied from, beyond the template's own: a page function's buffers
+/// and the pages they stand for, or what takes a huge page to hold. Dropped in this order.
+pub(crate) struct Content {
+    _buffers: Option<Box<Buffers>>,
+    _memory: Option<Mapping>,
 }
 
 /// A limit in pages; `None` if it lies past `len`.
-pub(crate) fn limit_pages(bytes: usize, len: usize) -> Option<usize> {
-    let bytes = round_up(bytes, page_size())?;
-    (bytes <= len).then_some(bytes >> page_shift())
+pub(crate) fn limit_pages(bytes: usize, len: usize, page_shift: u32) -> Option<usize> {
+    let bytes = round_up(bytes, 1 << page_shift)?;
+    (bytes <= len).then_some(bytes >> page_shift)
 }

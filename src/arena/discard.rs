@@ -20,6 +20,9 @@ impl Arena {
     /// A thread that touches the range meanwhile finds either the page as it was or the template's,
     /// and the counters stay exact.
     ///
+    /// Where memory is shared ([`ArenaBuilder::share`](super::ArenaBuilder::share)), pages that others
+    /// have installed go too, and for them as well.
+    ///
     /// # Errors
     /// - [`ErrorKind::OutOfBounds`](crate::ErrorKind::OutOfBounds),
     ///   [`ErrorKind::Unaligned`](crate::ErrorKind::Unaligned): no such range.
@@ -49,6 +52,8 @@ impl Arena {
         inherit::check(Operation::Discard)?;
         let pages = self.pages(Operation::Discard, &range)?;
         let _blocked = SignalsBlocked::new();
+        let error = |errno| Error::os(Operation::Discard, errno).range(range.start, range.end);
+        self.discard_of_others(&pages).map_err(error)?;
         let chunk_pages = self.region().chunk_pages();
         let mut chunks = pages.start / chunk_pages..pages.end.div_ceil(chunk_pages);
         while let Some(first) = self.region().tables.summary().next(chunks.start) {
@@ -64,9 +69,7 @@ impl Arena {
                 pause(10_000);
                 continue;
             }
-            batch.empty(&pages).map_err(|errno| {
-                Error::os(Operation::Discard, errno).range(range.start, range.end)
-            })?;
+            batch.empty(&pages).map_err(error)?;
             chunks.start = batch.chunks.end;
         }
         Ok(())
@@ -74,6 +77,18 @@ impl Arena {
 }
 
 impl Arena {
+    /// Discards pages that other processes have installed, of which the bits here say nothing. Before
+    /// those that this process has: what it installs meanwhile, in chunks that had none, is marked
+    /// before, so that the walk over the marks finds it.
+    fn discard_of_others(&self, pages: &Range<usize>) -> Result<(), Errno> {
+        let region = self.pin();
+        // A child that must not touch the memory does not have it.
+        if !region.backing.is_shared() || region.is_forbidden() || pages.is_empty() {
+            return Ok(());
+        }
+        protect::drop_pages(&region, pages.clone())
+    }
+
     /// Recalls the lent chunks that reach to page `limit` or past it.
     pub(super) fn recall_from(&self, limit: usize) -> Result<()> {
         let blocked = SignalsBlocked::new();

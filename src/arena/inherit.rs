@@ -11,6 +11,7 @@ use super::{engine, mprotect};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
+use crate::fault::backing::Backing;
 use crate::fault::region::Region;
 use crate::fault::{descriptor, lend, protect, set_descriptor};
 use crate::fork::OnFork;
@@ -18,22 +19,28 @@ use crate::process;
 use crate::sys;
 use crate::uffd::{Features, Uffd};
 use core::ptr;
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 /// 1 in a child that could not open a userfaultfd, and in its children.
 static GAVE_UP: AtomicU32 = AtomicU32::new(0);
 
 /// Has the kernel empty the `len` bytes at `offset` of a reservation, and the tables that go with it,
-/// in children that do not inherit them.
+/// in children that do not inherit them. It does so for private base pages alone: other memory the
+/// child's hook empties, or replaces.
 pub(super) fn prepare(
     on_fork: OnFork,
+    backing: Backing,
     reservation: &Mapping,
     offset: usize,
     len: usize,
     tables: &Mapping,
 ) -> Result<()> {
     if on_fork != OnFork::Inherit {
-        reservation.wipe_on_fork(offset, len)?;
+        if backing.is_ordinary() {
+            reservation.wipe_on_fork(offset, len)?;
+        }
         tables.wipe_on_fork(0, tables.len())?;
     }
     Ok(())
@@ -87,9 +94,9 @@ fn take_over(region: &Region) -> Result<()> {
     }
     match region.on_fork {
         OnFork::Inherit => {}
-        OnFork::Wipe => empty(region),
+        OnFork::Wipe => empty(region)?,
         OnFork::Forbid => {
-            empty(region);
+            empty(region)?;
             // Relaxed: no other thread is there yet.
             region.forbidden.store(1, Ordering::Relaxed);
             region.limit.store(0, Ordering::Relaxed);
@@ -103,12 +110,20 @@ fn take_over(region: &Region) -> Result<()> {
 }
 
 /// Takes note that nothing is present in a region.
-fn empty(region: &Region) {
+fn empty(region: &Region) -> Result<()> {
     let (start, len) = range(region);
-    // Fork hooks of others that ran before ours may have touched it, and found zeroes.
+    let start = ptr::with_exposed_provenance_mut(start);
     // SAFETY: the range is a reservation of ours, and its pages are the template's from here on.
-    let _ =
-        unsafe { sys::advise(ptr::with_exposed_provenance_mut(start), len, libc::MADV_DONTNEED) };
+    let emptied = match region.backing {
+        // Fork hooks of others that ran before ours may have touched it, and found zeroes.
+        Backing::Private => {
+            let _ = unsafe { sys::advise(start, len, libc::MADV_DONTNEED) };
+            Ok(())
+        }
+        Backing::PrivateHuge => unsafe { sys::advise(start, len, libc::MADV_DONTNEED) },
+        Backing::Shared { .. } => unsafe { replace(start, len) },
+    };
+    emptied.map_err(|errno| Error::os(Operation::Advise, errno))?;
     if region.backend == Backend::Mprotect {
         // One mapping comes of it, which needs none that is not there.
         let _ = protect::close(region, 0..region.pages);
@@ -118,6 +133,18 @@ fn empty(region: &Region) {
     region.counters.clear();
     lend::forget(region);
     region.hand.store(0, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Puts private memory in the place of shared memory that a child must not touch.
+///
+/// # Safety
+/// The range is the caller's, and nothing in it is used any more.
+unsafe fn replace(start: *mut u8, len: usize) -> std::result::Result<(), Errno> {
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+    // SAFETY: as the caller promises.
+    unsafe { sys::map(start, len, protection, flags, None) }.map(drop)
 }
 
 /// Without a userfaultfd the child would read zeroes where a template should be. It may be about to

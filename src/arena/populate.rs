@@ -11,7 +11,7 @@ use crate::fault::ledger::Charge;
 use crate::fault::lend::is_exhausted;
 use crate::fault::merge::merge_any;
 use crate::fault::region::Region;
-use crate::fault::resolve::{fill_whole, pause};
+use crate::fault::resolve::{fill_whole, is_accessible, pause};
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use crate::sys;
@@ -50,6 +50,8 @@ impl Arena {
     /// - [`ErrorKind::LimitExceeded`]: it reaches past the limit.
     /// - [`ErrorKind::BudgetExhausted`]: the budget has no room for it.
     /// - [`ErrorKind::TemplateUnreadable`]: the template's file shrank or its device failed.
+    /// - [`ErrorKind::MemoryTooShort`]: the file that is shared with other processes was cut short.
+    /// - [`ErrorKind::NoHugePages`]: the system's pool of huge pages is empty.
     /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory.
     /// - [`ErrorKind::NotInherited`]: a forked child must not touch the arena.
     /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: see [`Arena`].
@@ -143,6 +145,10 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
         };
         match add(region, chunk, start..start + pages, Access::Write).stopped_by {
             None => {}
+            Some(Errno::EEXIST) if region.backing.is_shared() => match adopt(region, chunk, part) {
+                Some(attempt) => return Ok(attempt),
+                None => continue,
+            },
             Some(errno @ (Errno::EEXIST | Errno::EAGAIN | Errno::EINTR)) => {
                 return Ok(Attempt::Again(errno));
             }
@@ -150,9 +156,40 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
             Some(Errno::ENOMEM) if region.backend == Backend::Mprotect => {
                 return Ok(Attempt::Unmapped);
             }
-            Some(Errno::EFAULT) => return Err(Cause::Kind(ErrorKind::TemplateUnreadable)),
+            Some(Errno::EFAULT) => return Err(Cause::Kind(unreadable(region, chunk, part))),
+            Some(Errno::ENOMEM) if region.backing.is_huge() => {
+                return Err(Cause::Kind(ErrorKind::NoHugePages));
+            }
             Some(errno) => return Err(Cause::Os(errno)),
         }
+    }
+}
+
+/// Takes on the first absent page of `part`, which another process has installed; `None` if that is done.
+fn adopt(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Option<Attempt> {
+    let page = chunk.present().next_clear(part.clone());
+    if page == part.end {
+        return None;
+    }
+    match region.ledger.charge(1, region.budget) {
+        Charge::Promised(_) => {}
+        Charge::Pending => return Some(Attempt::Busy),
+        Charge::Exhausted => return Some(Attempt::Exhausted),
+    }
+    let there = is_accessible(region, region.pages_of(chunk.index).start + page, Access::Write);
+    let new = if there { chunk.resident.set(page..page + 1) } else { 0 };
+    region.ledger.settle(1, new as u64, 0);
+    // If it is not there, somebody has discarded it since.
+    (!there).then_some(Attempt::Again(Errno::EEXIST))
+}
+
+/// Why a page cannot be installed whose content, or whose place, is not there.
+#[cold]
+fn unreadable(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> ErrorKind {
+    let page = region.pages_of(chunk.index).start + chunk.present().next_clear(part.clone());
+    match region.backing.ends_before(page << region.page_shift) {
+        true => ErrorKind::MemoryTooShort,
+        false => ErrorKind::TemplateUnreadable,
     }
 }
 

@@ -4,6 +4,7 @@ use super::backend::Backend;
 use super::decode::Access;
 use super::protect;
 use super::region::Region;
+use super::resolve::is_accessible;
 use super::source::{Buffers, Content, Source, Zeroes};
 use super::tables::Chunk;
 use super::{ZEROES, uffd};
@@ -49,18 +50,20 @@ pub(crate) fn add(
     let filled = fill(region, run, access);
 
     let lent = pages.start.wrapping_add(filled.resident);
-    if filled.resident > 0 {
-        chunk.resident.set(pages.start..lent);
-    }
+    // A page that another process has discarded meanwhile may be recorded already.
+    let resident = match filled.resident {
+        0 => 0,
+        _ => chunk.resident.set(pages.start..lent),
+    };
     if filled.lent > 0 {
         chunk.lend().set(lent..lent.wrapping_add(filled.lent));
     }
-    region.ledger.settle(promised, filled.resident as u64, filled.lent as u64);
+    region.ledger.settle(promised, resident as u64, filled.lent as u64);
     filled
 }
 
-/// Installs `pages` of the reservation, all of them absent. Reads of zeroes get the zero page,
-/// which costs no memory; everything else gets pages of its own. Where a template ends, zeroes
+/// Installs `pages` of the reservation, all of them absent. Reads of zeroes get the zero page, where
+/// there is one, which costs no memory; everything else gets pages of its own. Where a template ends, zeroes
 /// follow to the end of the reservation, so the pages with memory come first.
 #[inline(always)]
 pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Filled {
@@ -125,14 +128,29 @@ fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
         // content; the source is memory of a template, at least as long.
         step(unsafe { uffd.copy(target, from, bytes(pages), CopyMode::DONTWAKE) }, false)
     };
-    match region.source.at(page, region.page_shift) {
-        Content::Zero if access == Access::Read => {
+    let done = match region.source.at(page, region.page_shift) {
+        Content::Zero if access == Access::Read && region.backing.is_ordinary() => {
             // SAFETY: as above, and the content is zero.
             step(unsafe { uffd.zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
         }
         Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
         Content::Bytes { from, pages } => copy(from, left.min(pages)),
         Content::Generated => generate(region, page, copy),
+    };
+    match done.stopped_by {
+        Some(Errno::EEXIST) if region.backing.is_huge() => told_apart(region, page, done),
+        _ => done,
+    }
+}
+
+/// When the pool of huge pages is empty, UFFDIO_COPY may say EEXIST too (seen on Linux 6.18).
+#[cold]
+#[inline(never)]
+fn told_apart(region: &Region, page: usize, done: Step) -> Step {
+    let stopped_at = page.wrapping_add(done.pages);
+    match is_accessible(region, stopped_at, Access::Read) {
+        true => done,
+        false => Step { stopped_by: Some(Errno::ENOMEM), ..done },
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::tuning::PAGE_BUFFERS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
+use crate::page::page_shift;
 use core::ptr;
 
 /// The bytes of a run of pages.
@@ -17,7 +18,7 @@ pub(crate) enum Content {
     Generated,
 }
 
-/// Where the pages of an arena come from. The memory behind the pointers belongs to the arena's
+/// Where the pages of an arena come from, in pages of the arena's size. The memory behind the pointers belongs to the arena's
 /// template and outlives the region.
 #[derive(Clone, Copy)]
 pub(crate) enum Source {
@@ -114,11 +115,26 @@ impl Source {
                 Content::Generated => {
                     let Self::Generate { function, .. } = self else { return };
                     // SAFETY: a zeroed page of the caller's.
-                    let page_bytes = unsafe { &mut *ptr::slice_from_raw_parts_mut(target, size) };
-                    function(page as u64, page_bytes);
+                    unsafe { run(*function, page, size, target) };
                 }
             }
         }
+    }
+}
+
+/// Runs a page function for page `page` of an arena whose pages are `size` bytes: once for each base
+/// page in it, since those are what page functions count.
+///
+/// # Safety
+/// `target` points to so many zeroed bytes of the caller's.
+unsafe fn run(function: PageFunction, page: usize, size: usize, target: *mut u8) {
+    let base = 1usize.wrapping_shl(page_shift());
+    let parts = size >> page_shift();
+    for part in 0..parts {
+        let start = target.wrapping_add(part.wrapping_mul(base));
+        // SAFETY: as the caller promises.
+        let bytes = unsafe { &mut *ptr::slice_from_raw_parts_mut(start, base) };
+        function(page.wrapping_mul(parts).wrapping_add(part) as u64, bytes);
     }
 }
 
@@ -147,6 +163,8 @@ impl Zeroes {
 pub(crate) struct Buffers {
     base: *mut u8,
     page_size: usize,
+    /// How many there are.
+    count: usize,
     /// A bit for each buffer that is in use.
     claimed: AtomicU64,
 }
@@ -163,19 +181,19 @@ pub(crate) struct Claimed<'a> {
 }
 
 impl Buffers {
-    /// Buffers in [`PAGE_BUFFERS`] pages of `page_size` bytes at `base`.
+    /// `count` buffers, at most [`PAGE_BUFFERS`], of `page_size` bytes each, at `base`.
     ///
     /// # Safety
     /// The memory is used by nobody else and outlives the value.
-    pub(crate) unsafe fn new(base: *mut u8, page_size: usize) -> Self {
-        Self { base, page_size, claimed: AtomicU64::new(0) }
+    pub(crate) unsafe fn new(base: *mut u8, page_size: usize, count: usize) -> Self {
+        Self { base, page_size, count: count.min(PAGE_BUFFERS), claimed: AtomicU64::new(0) }
     }
 
     /// A buffer, unless all are in use.
     pub(crate) fn claim(&self) -> Option<Claimed<'_>> {
         loop {
             let slot = (!self.claimed.load(Ordering::Relaxed)).trailing_zeros();
-            if slot as usize >= PAGE_BUFFERS {
+            if slot as usize >= self.count {
                 return None;
             }
             let bit = 1 << slot;
@@ -193,11 +211,10 @@ impl Claimed<'_> {
         let size = self.owner.page_size;
         let start = self.owner.base.wrapping_add(size.wrapping_mul(self.slot as usize));
         // SAFETY: the buffer is this claim's alone, and a page long.
-        let buffer = unsafe {
+        unsafe {
             ptr::write_bytes(start, 0, size);
-            &mut *ptr::slice_from_raw_parts_mut(start, size)
-        };
-        function(page as u64, buffer);
+            run(function, page, size, start);
+        }
         start
     }
 }

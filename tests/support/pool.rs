@@ -1,0 +1,88 @@
+//! Huge pages for tests: set aside while a test needs them, if that is allowed here.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+/// Bytes of a huge page.
+pub(crate) const HUGE: usize = 2 << 20;
+
+/// Pages set aside beyond those that there were, until it is dropped. One test at a time has one, in
+/// all test binaries: what is free then is its own.
+pub(crate) struct Pool {
+    before: usize,
+    /// None in a child, whose parent has set the pages aside.
+    _lock: Option<File>,
+}
+
+/// A number that the kernel has on the pool.
+pub(crate) fn number(name: &str) -> usize {
+    std::fs::read_to_string(Path::new(POOL).join(name))
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// Pages that can be had: those that are there, and those that may be made.
+pub(crate) fn available() -> usize {
+    let more = number("nr_overcommit_hugepages").saturating_sub(number("surplus_hugepages"));
+    number("free_hugepages").saturating_sub(number("resv_hugepages")) + more
+}
+
+fn set(pages: usize) -> std::io::Result<()> {
+    std::fs::write(Path::new(POOL).join("nr_hugepages"), pages.to_string())
+}
+
+impl Pool {
+    /// Exactly `pages` pages to be had. `None` if that cannot be arranged: then the test says so.
+    pub(crate) fn with(pages: usize) -> Option<Self> {
+        if std::env::var_os("LACUNA_TEST_ROLE").is_some() {
+            return Some(Self { before: 0, _lock: None });
+        }
+        let Some(lock) = lock() else {
+            not_run("the lock on the huge pages belongs to another user");
+            return None;
+        };
+        let before = number("nr_hugepages");
+        if available() > 0 {
+            not_run("somebody else's huge pages are free on this machine");
+            return None;
+        }
+        let pool = Self { before, _lock: Some(lock) };
+        if pages > 0 && set(before + pages).is_err() {
+            not_run("huge pages cannot be set aside here (nr_hugepages needs root)");
+            return None;
+        }
+        if available() != pages {
+            not_run("the system has not so many huge pages to give");
+            return None;
+        }
+        Some(pool)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if self._lock.is_some() && number("nr_hugepages") != self.before {
+            let _ = set(self.before);
+        }
+    }
+}
+
+fn not_run(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Past the harness, which keeps what a test that passes has printed.
+    std::io::stderr().write_all(format!("NOT RUN: {test}: {why}\n").as_bytes()).unwrap();
+}
+
+/// A lock on the pool, between processes.
+fn lock() -> Option<File> {
+    let path = std::env::temp_dir().join("lacuna-huge-pages.lock");
+    let file = OpenOptions::new().create(true).append(true).open(path).ok()?;
+    // SAFETY: locking touches no memory.
+    assert_eq!(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }, 0);
+    Some(file)
+}
