@@ -4,6 +4,8 @@
 
 #![allow(missing_docs, reason = "a test")]
 
+#[path = "hugetlb/model.rs"]
+mod model;
 #[path = "support/pool.rs"]
 mod pool;
 mod support;
@@ -13,7 +15,6 @@ use lacuna::{
     Template, page_size,
 };
 use pool::{HUGE, Pool};
-use proptest::prelude::*;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::fork::fork;
@@ -22,7 +23,7 @@ use support::{
     stderr, store,
 };
 
-fn huge(len: usize) -> ArenaBuilder<'static> {
+pub(crate) fn huge(len: usize) -> ArenaBuilder<'static> {
     Arena::builder(len).name("huge").page_size(PageSize::Huge).backend(Backend::Userfaultfd)
 }
 
@@ -33,7 +34,7 @@ fn memory(arena: &Arena) -> usize {
 }
 
 #[track_caller]
-fn assert_pages(arena: &Arena, pages: usize) {
+pub(crate) fn assert_pages(arena: &Arena, pages: usize) {
     let stats = arena.stats();
     assert_eq!((stats.resident_bytes, stats.lent_bytes), (pages * HUGE, 0), "{stats}");
     assert_eq!(memory(arena), pages * HUGE);
@@ -131,7 +132,7 @@ fn a_template_that_was_cut_short_is_an_error() {
 
 #[test]
 fn discarded_pages_go_back_to_the_pool() {
-    let Some(_pool) = Pool::with(3) else { return };
+    let Some(_pool) = Pool::exactly(3) else { return };
     let template = Template::repeat(&7u8).unwrap();
     let arena = huge(64 * HUGE).template(template).reserve().unwrap();
     for round in 0..20 {
@@ -199,7 +200,7 @@ fn arrays_of_huge_pages_keep_their_value() {
 
 #[test]
 fn an_empty_pool_is_an_error_with_a_remedy() {
-    let Some(pool) = Pool::with(0) else { return };
+    let Some(pool) = Pool::exactly(0) else { return };
     let error = huge(1 << 30).reserve().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoHugePages);
     let hint = error.hint().unwrap();
@@ -210,7 +211,7 @@ fn an_empty_pool_is_an_error_with_a_remedy() {
 #[test]
 fn a_pool_that_runs_out_is_a_violation() {
     let name = "a_pool_that_runs_out_is_a_violation";
-    let Some(_pool) = Pool::with(2) else { return };
+    let Some(_pool) = Pool::exactly(2) else { return };
     let output = in_child(name, "touch", || {
         fn note(violation: &lacuna::Violation) {
             assert_eq!((violation.bound(), violation.offset()), (Bound::NoHugePages, 2 * HUGE + 9));
@@ -268,7 +269,7 @@ fn forked_children_copy_what_is_written() {
 #[test]
 fn a_copy_that_cannot_be_had_is_a_violation() {
     let name = "a_copy_that_cannot_be_had_is_a_violation";
-    let Some(_pool) = Pool::with(2) else { return };
+    let Some(_pool) = Pool::exactly(2) else { return };
     for role in ["parent", "child"] {
         let output = in_child(name, role, || {
             let arena = huge(1 << 30).reserve().unwrap();
@@ -320,7 +321,7 @@ fn what_cannot_be_had_is_refused() {
 /// Huge pages that processes share: a memfd of hugetlbfs.
 #[test]
 fn huge_pages_can_be_shared() {
-    let Some(_pool) = Pool::with(3) else { return };
+    let Some(_pool) = Pool::exactly(3) else { return };
     let template = Template::repeat(&7u8).unwrap();
     let one = huge(1 << 36).template(template.clone()).share().reserve().unwrap();
     let file = one.memfd().unwrap();
@@ -346,109 +347,6 @@ fn huge_pages_can_be_shared() {
     for arena in [&one, &other] {
         assert_eq!(arena.measure().unwrap().resident_bytes, 0);
     }
-}
-
-#[derive(Clone, Debug)]
-enum Action {
-    Write(usize, u8),
-    Read(usize),
-    Kernel(usize, u8),
-    Populate(usize, usize),
-    Discard(usize, usize),
-    SetLimit(usize),
-    Reset,
-}
-
-fn action() -> impl Strategy<Value = Action> {
-    let offset = || 0..6 * HUGE;
-    let page = || 0..6usize;
-    prop_oneof![
-        3 => (offset(), any::<u8>()).prop_map(|(at, value)| Action::Write(at, value)),
-        3 => offset().prop_map(Action::Read),
-        1 => (offset(), any::<u8>()).prop_map(|(at, value)| Action::Kernel(at, value)),
-        1 => (page(), page()).prop_map(|(first, count)| Action::Populate(first, count)),
-        2 => (page(), page()).prop_map(|(first, count)| Action::Discard(first, count)),
-        1 => page().prop_map(Action::SetLimit),
-        1 => Just(Action::Reset),
-    ]
-}
-
-/// Does it to an arena of six pages, with a budget of four and memory for five, and checks each step
-/// against what should be there.
-fn follow(actions: Vec<Action>) {
-    let template = Template::repeat(&[1u8, 2, 3]).unwrap();
-    let arena = huge(6 * HUGE).template(template).budget(4 * HUGE).reserve().unwrap();
-    let mut written = std::collections::BTreeMap::new();
-    let mut present = [false; 6];
-    let mut limit = 6;
-    for action in actions {
-        let count = present.iter().filter(|it| **it).count();
-        let may = |page: usize| present[page] || (count < 4 && page < limit);
-        match action {
-            Action::Write(at, value) if may(at / HUGE) => {
-                store(&arena, at, value);
-                present[at / HUGE] = true;
-                written.insert(at, value);
-            }
-            Action::Read(at) if may(at / HUGE) => {
-                let want = written.get(&at).copied().unwrap_or((at % 3) as u8 + 1);
-                assert_eq!(load(&arena, at), want);
-                present[at / HUGE] = true;
-            }
-            Action::Write(..) | Action::Read(_) => {}
-            Action::Kernel(at, value) => {
-                let result = read_into(&arena, at, &[value]);
-                assert_eq!(result.is_ok(), present[at / HUGE]);
-                if result.is_ok() {
-                    written.insert(at, value);
-                }
-            }
-            Action::Populate(first, count) => {
-                let pages = first..(first + count).min(6);
-                match arena.populate(pages.start * HUGE..pages.end * HUGE) {
-                    Ok(()) => present[pages].fill(true),
-                    Err(error) if error.kind() == ErrorKind::LimitExceeded => {
-                        assert!(pages.end > limit);
-                    }
-                    Err(error) => {
-                        assert_eq!(error.kind(), ErrorKind::BudgetExhausted);
-                        let of =
-                            |page: usize| arena.populated().any(|it| it.contains(&(page * HUGE)));
-                        (0..6).for_each(|page| present[page] = of(page));
-                        assert_eq!(present.iter().filter(|it| **it).count(), 4);
-                    }
-                }
-            }
-            Action::Discard(first, count) => {
-                let pages = first..(first + count).min(6);
-                discard(&arena, pages.start * HUGE..pages.end * HUGE);
-                written.retain(|at, _| !pages.contains(&(at / HUGE)));
-                present[pages].fill(false);
-            }
-            Action::SetLimit(pages) => {
-                arena.set_limit(pages * HUGE).unwrap();
-                limit = pages;
-            }
-            Action::Reset => {
-                // SAFETY: nobody has a reference into the arena.
-                unsafe { arena.reset() }.unwrap();
-                written.clear();
-                present = [false; 6];
-            }
-        }
-        assert_pages(&arena, present.iter().filter(|it| **it).count());
-    }
-    for (at, value) in written {
-        assert_eq!(load(&arena, at), value);
-    }
-}
-
-#[test]
-fn counters_and_contents_agree_with_a_model() {
-    let Some(_pool) = Pool::with(5) else { return };
-    let config =
-        ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
-    proptest!(config, |(actions in proptest::collection::vec(action(), 1..40))| follow(actions));
 }
 
 /// What the kernel does where one arena's pages are dropped behind its back.

@@ -17,7 +17,6 @@ use crate::fault::window::Window;
 use crate::fork::OnFork;
 use crate::page::{CHUNK, round_up};
 use crate::uffd::Ioctls;
-use std::os::fd::AsFd;
 
 /// What an arena is to be; made by [`Arena::builder`], it makes the arena with
 /// [`reserve`](Self::reserve).
@@ -37,8 +36,8 @@ pub struct ArenaBuilder<'a> {
     keep_resident: usize,
     backend: Option<Backend>,
     on_fork: OnFork,
-    page_size: Option<PageSize>,
-    sharing: Sharing<'a>,
+    pub(super) page_size: Option<PageSize>,
+    pub(super) sharing: Sharing<'a>,
 }
 
 impl<'a> ArenaBuilder<'a> {
@@ -180,94 +179,6 @@ impl<'a> ArenaBuilder<'a> {
         self
     }
 
-    /// The size of the arena's pages; base pages by default.
-    ///
-    /// With [`PageSize::Huge`] a page is 2 MiB of hugetlbfs's pool: one fault resolves it, and it is
-    /// the unit of everything that is otherwise one of base pages: length, budget, limit, discard
-    /// ([`Arena::page_size`] tells). The kernel never splits it, swaps it out or takes it for a scattered
-    /// touch; and it is there or it is not: when the pool is empty, a touch is a violation
-    /// ([`Bound::NoHugePages`](crate::Bound::NoHugePages)). A page function is still called for base
-    /// pages, 512 times for each.
-    ///
-    /// Pages are taken from the pool as they are touched, not when the arena is reserved, so that a
-    /// reservation may be larger than the pool. A forked child shares them until either side writes;
-    /// the copy that is needed then comes from the pool too, and without one that write is a
-    /// violation. What a child does not inherit ([`on_fork`](Self::on_fork)) is emptied by the fork
-    /// hook, since the kernel cannot. In `/proc/self/smaps` they are `Private_Hugetlb` and
-    /// `Shared_Hugetlb`, not `Rss`. They need userfaultfd, and a discard needs Linux 5.18.
-    ///
-    /// An arena whose template is a repeated value, or an image that ends within a page, has one page
-    /// of ordinary memory for that; a page function has eight.
-    ///
-    /// ```no_run
-    /// use lacuna::{Arena, ErrorKind, PageSize};
-    ///
-    /// match Arena::builder(1 << 40).page_size(PageSize::Huge).reserve() {
-    ///     Ok(arena) => assert_eq!(arena.page_size(), 2 << 20),
-    ///     // echo 512 > /proc/sys/vm/nr_hugepages
-    ///     Err(error) => assert_eq!(error.kind(), ErrorKind::NoHugePages),
-    /// }
-    /// ```
-    pub const fn page_size(mut self, size: PageSize) -> Self {
-        self.page_size = Some(size);
-        self
-    }
-
-    /// Makes the arena of memory that other processes can map too: a memfd that is made for it, of
-    /// the arena's length, which nobody can cut short. [`Arena::memfd`] tells what to send them, for
-    /// [`memfd`](Self::memfd).
-    ///
-    /// Each process that maps it has an arena of its own, and resolves its own faults: who touches a
-    /// page first installs it, for all of them. A page that another process has installed already is
-    /// mapped by the kernel, without a signal. So all of them must give the **same template**, or it
-    /// depends on who is first what a page contains.
-    ///
-    /// - Budget, limit and statistics are each process's own, of the pages that *it* installed.
-    ///   [`Arena::populate`] and [`Arena::measure`] take on those of others that this process has
-    ///   mapped. Zeroes that are only read are memory here.
-    /// - [`Arena::discard`] and [`Arena::reset`] give pages back for everybody, whoever installed
-    ///   them. Other processes go on counting them until they measure, or touch them again.
-    /// - A process that dies leaves what it installed to the others.
-    /// - A forked child shares the memory with its parent
-    ///   ([`OnFork::Inherit`]; [`OnFork::Wipe`] cannot be had), and begins with its parent's counters.
-    /// - It needs userfaultfd. Heaps and sparse arrays cannot be made of it, nor is anything lent.
-    ///
-    /// ```
-    /// # if lacuna::Arena::builder(1).reserve()?.backend() == lacuna::Backend::Mprotect { return Ok(()) }
-    /// let seven = lacuna::Template::repeat(&7u8)?;
-    /// let ours = lacuna::Arena::builder(1 << 30).template(seven.clone()).share().reserve()?;
-    /// // Most often in another process, which has got the descriptor.
-    /// let file = ours.memfd().unwrap();
-    /// let theirs = lacuna::Arena::builder(1 << 30).template(seven).memfd(&file).reserve()?;
-    /// // SAFETY: the byte is within the arenas, and nobody else uses it.
-    /// unsafe {
-    ///     ours.as_ptr().write(1);
-    ///     assert_eq!(theirs.as_ptr().read(), 1);
-    ///     assert_eq!(theirs.as_ptr().add(1).read(), 7);
-    /// }
-    /// # Ok::<(), lacuna::Error>(())
-    /// ```
-    pub const fn share(mut self) -> Self {
-        self.sharing = Sharing::New;
-        self
-    }
-
-    /// As [`share`](Self::share), of a file in memory that there is already: a memfd, or a file on
-    /// tmpfs or hugetlbfs, that is open for reading and writing and at least as long as the arena.
-    /// Its first byte is the arena's.
-    ///
-    /// What it contains stays as it is; the template is for the pages that it does not have. If its
-    /// pages are huge ones (`MFD_HUGETLB`), the arena's are: see [`page_size`](Self::page_size), which
-    /// need not be said. Should it be cut short later, a touch past its end is a violation
-    /// ([`Bound::MemoryCutShort`](crate::Bound::MemoryCutShort)); `F_SEAL_SHRINK` keeps others from
-    /// doing so.
-    ///
-    /// The arena keeps a descriptor of its own.
-    pub fn memfd<F: AsFd>(mut self, file: &'a F) -> Self {
-        self.sharing = Sharing::With(file.as_fd());
-        self
-    }
-
     /// Reserves the arena. It costs address space, a few system calls whatever its size, and no
     /// memory to speak of.
     ///
@@ -398,10 +309,6 @@ impl<'a> ArenaBuilder<'a> {
         let buffers = Box::new(unsafe { Buffers::new(pages.base().as_ptr(), size, count) });
         let source = Source::Generate { function, buffers: &raw const *buffers };
         Ok((Content { _buffers: Some(buffers), _memory: Some(pages) }, source))
-    }
-
-    pub(crate) fn is_shared(&self) -> bool {
-        !matches!(self.sharing, Sharing::No)
     }
 
     /// A fixed window says how many pages a fault resolves; lending would resolve others.

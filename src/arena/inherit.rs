@@ -114,16 +114,18 @@ fn empty(region: &Region) -> Result<()> {
     let (start, len) = range(region);
     let start = ptr::with_exposed_provenance_mut(start);
     // SAFETY: the range is a reservation of ours, and its pages are the template's from here on.
-    let emptied = match region.backing {
-        // Fork hooks of others that ran before ours may have touched it, and found zeroes.
-        Backing::Private => {
-            let _ = unsafe { sys::advise(start, len, libc::MADV_DONTNEED) };
-            Ok(())
+    let emptied = unsafe {
+        match region.backing {
+            Backing::Shared { .. } => replace(start, len),
+            Backing::Private | Backing::PrivateHuge => sys::advise(start, len, libc::MADV_DONTNEED),
         }
-        Backing::PrivateHuge => unsafe { sys::advise(start, len, libc::MADV_DONTNEED) },
-        Backing::Shared { .. } => unsafe { replace(start, len) },
     };
-    emptied.map_err(|errno| Error::os(Operation::Advise, errno))?;
+    match emptied {
+        // The kernel has emptied it; only fork hooks of others that ran before ours may have touched
+        // it, and found zeroes.
+        Err(_) if region.backing == Backing::Private => {}
+        result => result.map_err(|errno| Error::os(Operation::Advise, errno))?,
+    }
     if region.backend == Backend::Mprotect {
         // One mapping comes of it, which needs none that is not there.
         let _ = protect::close(region, 0..region.pages);

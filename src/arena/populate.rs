@@ -6,7 +6,7 @@ use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::decode::Access;
-use crate::fault::fill::add;
+use crate::fault::fill::{add, fill};
 use crate::fault::ledger::Charge;
 use crate::fault::lend::is_exhausted;
 use crate::fault::merge::merge_any;
@@ -93,6 +93,10 @@ impl Arena {
         loop {
             let attempt = self.as_filler(index, |region, chunk| fill_gaps(region, chunk, &part));
             match attempt {
+                // So it is said of an empty pool as well, which others may have filled meanwhile.
+                Some(Ok(Attempt::Again(_))) if attempts == 0 && self.region().backing.is_huge() => {
+                    return Err(Cause::Kind(ErrorKind::NoHugePages));
+                }
                 Some(Ok(Attempt::Again(errno))) if attempts == 0 => return Err(Cause::Os(errno)),
                 Some(Ok(Attempt::Again(_))) => {
                     attempts -= 1;
@@ -133,6 +137,7 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
             // A chunk that could not be taken back whole is lent in part.
             return match chunk.state.is_lent() {
                 true => populate_lent(region, chunk, part),
+                false if region.backing.is_shared() => install_again(region, chunk, part),
                 false => Ok(Attempt::Done),
             };
         }
@@ -156,7 +161,11 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
             Some(Errno::ENOMEM) if region.backend == Backend::Mprotect => {
                 return Ok(Attempt::Unmapped);
             }
-            Some(Errno::EFAULT) => return Err(Cause::Kind(unreadable(region, chunk, part))),
+            Some(Errno::EFAULT) => {
+                let page = chunk.present().next_clear(part.clone());
+                let page = region.pages_of(chunk.index).start + page;
+                return Err(Cause::Kind(unreadable(region, page)));
+            }
             Some(Errno::ENOMEM) if region.backing.is_huge() => {
                 return Err(Cause::Kind(ErrorKind::NoHugePages));
             }
@@ -183,10 +192,44 @@ fn adopt(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Option<Atte
     (!there).then_some(Attempt::Again(Errno::EEXIST))
 }
 
+/// Installs those of `part`, all of which are counted as present, that another process has discarded:
+/// without another charge, as a touch would.
+fn install_again(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    part: &Range<usize>,
+) -> Result<Attempt, Cause> {
+    let first = region.pages_of(chunk.index).start;
+    let address = |page: usize| ptr::with_exposed_provenance_mut(region.address_of(first + page));
+    let len = part.len() << region.page_shift;
+    // SAFETY: populating changes no content, and the pages are a reservation's of ours.
+    match unsafe { sys::advise(address(part.start), len, libc::MADV_POPULATE_WRITE) } {
+        Ok(()) => return Ok(Attempt::Done),
+        Err(Errno::EFAULT) => {}
+        Err(errno) => return Err(Cause::Os(errno)),
+    }
+    for page in part.clone() {
+        // SAFETY: the page is one of a reservation of ours.
+        if unsafe { sys::resident(address(page)) } == Ok(true) {
+            continue;
+        }
+        match fill(region, first + page..first + page + 1, Access::Write).stopped_by {
+            None | Some(Errno::EEXIST | Errno::EAGAIN | Errno::EINTR | Errno::EBUSY) => {}
+            Some(Errno::EFAULT) => {
+                return Err(Cause::Kind(unreadable(region, first + page)));
+            }
+            Some(Errno::ENOMEM) if region.backing.is_huge() => {
+                return Err(Cause::Kind(ErrorKind::NoHugePages));
+            }
+            Some(errno) => return Err(Cause::Os(errno)),
+        }
+    }
+    Ok(Attempt::Again(Errno::EFAULT))
+}
+
 /// Why a page cannot be installed whose content, or whose place, is not there.
 #[cold]
-fn unreadable(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> ErrorKind {
-    let page = region.pages_of(chunk.index).start + chunk.present().next_clear(part.clone());
+fn unreadable(region: &Region, page: usize) -> ErrorKind {
     match region.backing.ends_before(page << region.page_shift) {
         true => ErrorKind::MemoryTooShort,
         false => ErrorKind::TemplateUnreadable,

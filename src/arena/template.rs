@@ -170,7 +170,7 @@ impl Template {
     }
 
     /// Whatever `function` writes into the page it is given, which is zeroed before: called with
-    /// the number of the page, when that is first touched.
+    /// the number of the base page ([`page_size`](crate::page_size)), when that is first touched.
     ///
     /// Up to 64 calls run at once in each arena. A function may be called for a page that another
     /// thread resolves first, or more than once after a discard, and should give the same bytes

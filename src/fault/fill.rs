@@ -4,7 +4,6 @@ use super::backend::Backend;
 use super::decode::Access;
 use super::protect;
 use super::region::Region;
-use super::resolve::is_accessible;
 use super::source::{Buffers, Content, Source, Zeroes};
 use super::tables::Chunk;
 use super::{ZEROES, uffd};
@@ -76,6 +75,7 @@ pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Fill
             return filled;
         }
         let step = match region.backend {
+            Backend::Userfaultfd if region.source.is_made() => install_made(region, page),
             Backend::Userfaultfd => install(region, page, left, access),
             Backend::Mprotect => protect::install(region, page, left, access),
         };
@@ -103,6 +103,13 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// What userfaultfd has done.
+    #[inline(always)]
+    fn of(region: &Region, lent: bool, progress: Progress) -> Self {
+        let pages = progress.bytes() >> region.page_shift;
+        Self { pages, lent, stopped_by: progress.errno() }
+    }
+
     /// One that did nothing.
     pub(super) fn stopped(errno: Errno) -> Self {
         Self { pages: 0, lent: false, stopped_by: Some(errno) }
@@ -112,46 +119,51 @@ impl Step {
 /// One system call's worth of pages from `page` on, at most `left`.
 #[inline(never)]
 fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
+    let copy = |from: *const u8, pages: usize| copy(region, page, from, pages);
+    match region.source.at(page, region.page_shift) {
+        Content::Zero if access == Access::Read && region.backing.is_ordinary() => {
+            zeropage(region, page, left)
+        }
+        Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
+        Content::Bytes { from, pages } => copy(from, left.min(pages)),
+        // Made elsewhere.
+        Content::Generated => Step::stopped(Errno::EFAULT),
+    }
+}
+
+/// The same of one page that a page function makes.
+#[inline(never)]
+fn install_made(region: &Region, page: usize) -> Step {
+    generate(region, page, |from, pages| copy(region, page, from, pages))
+}
+
+/// Copies `pages` pages to where they are absent.
+#[inline(always)]
+fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
     let uffd = match uffd() {
         Ok(uffd) => uffd,
         Err(errno) => return Step::stopped(errno),
     };
     let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
-    let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);
-    let step = |progress: Progress, lent| Step {
-        pages: progress.bytes() >> region.page_shift,
-        lent,
-        stopped_by: progress.errno(),
-    };
-    let copy = |from: *const u8, pages: usize| {
-        // SAFETY: the target lies in a reservation of ours, whose absent pages promise this
-        // content; the source is memory of a template, at least as long.
-        step(unsafe { uffd.copy(target, from, bytes(pages), CopyMode::DONTWAKE) }, false)
-    };
-    let done = match region.source.at(page, region.page_shift) {
-        Content::Zero if access == Access::Read && region.backing.is_ordinary() => {
-            // SAFETY: as above, and the content is zero.
-            step(unsafe { uffd.zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
-        }
-        Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
-        Content::Bytes { from, pages } => copy(from, left.min(pages)),
-        Content::Generated => generate(region, page, copy),
-    };
-    match done.stopped_by {
-        Some(Errno::EEXIST) if region.backing.is_huge() => told_apart(region, page, done),
-        _ => done,
-    }
+    let len = pages.wrapping_shl(region.page_shift);
+    // SAFETY: the target lies in a reservation of ours, whose absent pages promise this content;
+    // the source is memory of a template, at least as long.
+    let progress = unsafe { uffd.copy(target, from, len, CopyMode::DONTWAKE) };
+    Step::of(region, false, progress)
 }
 
-/// When the pool of huge pages is empty, UFFDIO_COPY may say EEXIST too (seen on Linux 6.18).
-#[cold]
-#[inline(never)]
-fn told_apart(region: &Region, page: usize, done: Step) -> Step {
-    let stopped_at = page.wrapping_add(done.pages);
-    match is_accessible(region, stopped_at, Access::Read) {
-        true => done,
-        false => Step { stopped_by: Some(Errno::ENOMEM), ..done },
-    }
+/// Shows the kernel's zero page in place of `pages` pages.
+#[inline(always)]
+fn zeropage(region: &Region, page: usize, pages: usize) -> Step {
+    let uffd = match uffd() {
+        Ok(uffd) => uffd,
+        Err(errno) => return Step::stopped(errno),
+    };
+    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
+    let len = pages.wrapping_shl(region.page_shift);
+    // SAFETY: as in `copy`, and the content is zero.
+    let progress = unsafe { uffd.zeropage(target, len, ZeropageMode::DONTWAKE) };
+    Step::of(region, true, progress)
 }
 
 /// Has the page function make a page, and `copy` install it.

@@ -170,7 +170,15 @@ fn install(
             }
             Attempt::Stopped(Errno::ENOMEM) => return Err(Refusal::OutOfMemory),
             Attempt::Stopped(Errno::EFAULT) => return Err(Refusal::TemplateUnreadable),
-            Attempt::Stopped(errno) => return verify(region, chunk, page, access, errno),
+            Attempt::Stopped(errno) => match verify(region, chunk, page, access, errno) {
+                // Of huge pages there may be one again in a moment, or another thread is about to
+                // install the last in this place.
+                Err(Refusal::OutOfMemory) if attempts > 0 => {
+                    attempts = attempts.wrapping_sub(1);
+                    pause(1_000_000);
+                }
+                result => return result,
+            },
         }
         result = attempt(region, chunk, alone(page), page, access);
     }
@@ -277,6 +285,9 @@ fn verify(
         false => errno,
     };
     match errno {
+        // UFFDIO_COPY says so too when the pool of huge pages is empty (seen on Linux 6.18), as it does
+        // of a page that is there and cannot be written, having to be copied.
+        Errno::EEXIST if region.backing.is_huge() => Err(Refusal::OutOfMemory),
         // Another process had installed it, and has discarded it since.
         Errno::EEXIST if was_discarded(region, page_index) => Ok(()),
         Errno::ENOMEM => Err(Refusal::OutOfMemory),
@@ -286,6 +297,8 @@ fn verify(
 
 /// Installs a page that is counted and charged already, so nothing is recorded again: somebody has
 /// dropped it.
+#[cold]
+#[inline(never)]
 fn install_again(region: &Region, page: usize, access: Access) -> Result<(), Errno> {
     let mut result = Err(Errno::EAGAIN);
     for _ in 0..ATTEMPTS {
@@ -307,6 +320,8 @@ fn install_again(region: &Region, page: usize, access: Access) -> Result<(), Err
 
 /// Whether the memory is shared with other processes, and does not have a page now. There are no
 /// markers in page tables that could look the same: only this library could have put them there.
+#[cold]
+#[inline(never)]
 fn was_discarded(region: &Region, page: usize) -> bool {
     let start = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     // SAFETY: the page is one of a reservation of ours.

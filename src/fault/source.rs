@@ -4,7 +4,7 @@
 
 use super::tuning::PAGE_BUFFERS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
-use crate::page::page_shift;
+use crate::page;
 use core::ptr;
 
 /// The bytes of a run of pages.
@@ -64,6 +64,11 @@ impl Source {
         !matches!(self, Self::Image { mapped: true, .. })
     }
 
+    /// Whether a page function makes it.
+    pub(crate) fn is_made(&self) -> bool {
+        matches!(self, Self::Generate { .. })
+    }
+
     /// What page `page` contains, and how many pages after it come from the same place.
     pub(crate) fn at(&self, page: usize, page_shift: u32) -> Content {
         match *self {
@@ -95,6 +100,7 @@ impl Source {
     ///
     /// # Safety
     /// `target` points to so many pages, zeroed, of the caller's.
+    #[inline(always)]
     pub(crate) unsafe fn write(
         &self,
         first: usize,
@@ -102,39 +108,58 @@ impl Source {
         page_shift: u32,
         target: *mut u8,
     ) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match *self {
+                Self::Generate { function, .. } => {
+                    make(function, first, pages, page_shift, target);
+                }
+                _ => self.write_bytes(first, pages, page_shift, target),
+            }
+        }
+    }
+
+    /// [`write`](Self::write) of what is no page function's.
+    ///
+    /// # Safety
+    /// As for `write`.
+    #[inline(never)]
+    unsafe fn write_bytes(&self, first: usize, pages: usize, page_shift: u32, target: *mut u8) {
         let size = 1usize.wrapping_shl(page_shift);
         for index in 0..pages {
-            let page = first.wrapping_add(index);
             let target = target.wrapping_add(index.wrapping_shl(page_shift));
-            match self.at(page, page_shift) {
-                Content::Zero => return,
+            match self.at(first.wrapping_add(index), page_shift) {
                 // SAFETY: the template's memory has the whole page, and so has the target.
                 Content::Bytes { from, .. } => unsafe {
                     ptr::copy_nonoverlapping(from, target, size);
                 },
-                Content::Generated => {
-                    let Self::Generate { function, .. } = self else { return };
-                    // SAFETY: a zeroed page of the caller's.
-                    unsafe { run(*function, page, size, target) };
-                }
+                Content::Zero | Content::Generated => return,
             }
         }
     }
 }
 
-/// Runs a page function for page `page` of an arena whose pages are `size` bytes: once for each base
-/// page in it, since those are what page functions count.
+/// Runs a page function for `pages` pages of an arena from `first` on: once for each base page in
+/// them, since those are what page functions count.
 ///
 /// # Safety
-/// `target` points to so many zeroed bytes of the caller's.
-unsafe fn run(function: PageFunction, page: usize, size: usize, target: *mut u8) {
-    let base = 1usize.wrapping_shl(page_shift());
-    let parts = size >> page_shift();
-    for part in 0..parts {
-        let start = target.wrapping_add(part.wrapping_mul(base));
+/// `target` points to so many pages, zeroed, of the caller's.
+#[inline(never)]
+unsafe fn make(
+    function: PageFunction,
+    first: usize,
+    pages: usize,
+    page_shift: u32,
+    mut target: *mut u8,
+) {
+    let base = page::page_shift();
+    let in_base_pages = |pages: usize| pages.wrapping_shl(page_shift.wrapping_sub(base));
+    let first = in_base_pages(first);
+    for index in first..first.wrapping_add(in_base_pages(pages)) {
+        let size = 1usize.wrapping_shl(base);
         // SAFETY: as the caller promises.
-        let bytes = unsafe { &mut *ptr::slice_from_raw_parts_mut(start, base) };
-        function(page.wrapping_mul(parts).wrapping_add(part) as u64, bytes);
+        function(index as u64, unsafe { &mut *ptr::slice_from_raw_parts_mut(target, size) });
+        target = target.wrapping_add(size);
     }
 }
 
@@ -213,7 +238,7 @@ impl Claimed<'_> {
         // SAFETY: the buffer is this claim's alone, and a page long.
         unsafe {
             ptr::write_bytes(start, 0, size);
-            run(function, page, size, start);
+            make(function, page, 1, size.trailing_zeros(), start);
         }
         start
     }

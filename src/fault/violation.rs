@@ -1,6 +1,5 @@
 //! Touches that must not be resolved: one line on stderr, then death by the signal they raised.
 
-use super::backing::Backing;
 use super::decode::Access;
 use super::region::{NAME_MAX, Name, Region};
 use super::signals::Signal;
@@ -67,10 +66,6 @@ impl Refusal {
             }
             Self::TemplateUnreadable => Bound::TemplateUnreadable,
             Self::OutOfMemory if region.backing.is_huge() => Bound::NoHugePages,
-            // It is there, and cannot be written: the kernel has no other to copy it to.
-            Self::Unresolvable(Errno::EEXIST) if region.backing == Backing::PrivateHuge => {
-                Bound::NoHugePages
-            }
             Self::OutOfMemory => Bound::OutOfMemory,
             Self::ForkedWithoutHooks => Bound::ForkedWithoutHooks,
             Self::Unresolvable(errno) => Bound::Unresolvable(errno),

@@ -1,9 +1,12 @@
 //! Huge pages for tests: set aside while a test needs them, if that is allowed here.
 
+#![allow(dead_code, reason = "every test file uses a part of this module")]
+
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
@@ -11,11 +14,11 @@ const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 pub(crate) const HUGE: usize = 2 << 20;
 
 /// Pages set aside beyond those that there were, until it is dropped. One test at a time has one, in
-/// all test binaries: what is free then is its own.
+/// all test binaries.
 pub(crate) struct Pool {
     before: usize,
     /// None in a child, whose parent has set the pages aside.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 /// A number that the kernel has on the pool.
@@ -36,27 +39,42 @@ fn set(pages: usize) -> std::io::Result<()> {
     std::fs::write(Path::new(POOL).join("nr_hugepages"), pages.to_string())
 }
 
+/// How long a test waits for huge pages of somebody else's to be used or given back.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 impl Pool {
-    /// Exactly `pages` pages to be had. `None` if that cannot be arranged: then the test says so.
+    /// At least `pages` pages to be had. `None` if that cannot be arranged: then the test says so.
     pub(crate) fn with(pages: usize) -> Option<Self> {
+        Self::arrange(pages, false)
+    }
+
+    /// Exactly `pages` pages to be had.
+    pub(crate) fn exactly(pages: usize) -> Option<Self> {
+        Self::arrange(pages, true)
+    }
+
+    fn arrange(pages: usize, exactly: bool) -> Option<Self> {
         if std::env::var_os("LACUNA_TEST_ROLE").is_some() {
-            return Some(Self { before: 0, _lock: None });
+            return Some(Self { before: 0, lock: None });
         }
         let Some(lock) = lock() else {
             not_run("the lock on the huge pages belongs to another user");
             return None;
         };
-        let before = number("nr_hugepages");
-        if available() > 0 {
+        let start = Instant::now();
+        while exactly && available() > 0 && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if exactly && available() > 0 {
             not_run("somebody else's huge pages are free on this machine");
             return None;
         }
-        let pool = Self { before, _lock: Some(lock) };
-        if pages > 0 && set(before + pages).is_err() {
+        let pool = Self { before: number("nr_hugepages"), lock: Some(lock) };
+        if pages > 0 && set(pool.before + pages).is_err() {
             not_run("huge pages cannot be set aside here (nr_hugepages needs root)");
             return None;
         }
-        if available() != pages {
+        if available() < pages || exactly && available() != pages {
             not_run("the system has not so many huge pages to give");
             return None;
         }
@@ -66,7 +84,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if self._lock.is_some() && number("nr_hugepages") != self.before {
+        if self.lock.is_some() && number("nr_hugepages") != self.before {
             let _ = set(self.before);
         }
     }
