@@ -94,8 +94,11 @@ fn follow(actions: Vec<Action>) {
                 present = [false; 6];
             }
         }
-        assert_pages(&arena, present.iter().filter(|it| **it).count());
+        let pages = present.iter().filter(|it| **it).count();
+        assert_eq!(arena.stats().resident_bytes, pages * HUGE);
+        assert_eq!(arena.measure().unwrap().resident_bytes, pages * HUGE);
     }
+    assert_pages(&arena, present.iter().filter(|it| **it).count());
     for (at, value) in written {
         assert_eq!(load(&arena, at), value);
     }
@@ -105,6 +108,6 @@ fn follow(actions: Vec<Action>) {
 fn counters_and_contents_agree_with_a_model() {
     let Some(_pool) = Pool::with(5) else { return };
     let config =
-        ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() };
+        ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(actions in proptest::collection::vec(action(), 1..40))| follow(actions));
 }

@@ -16,7 +16,8 @@ pub(crate) const HUGE: usize = 2 << 20;
 /// Pages set aside beyond those that there were, until it is dropped. One test at a time has one, in
 /// all test binaries.
 pub(crate) struct Pool {
-    before: usize,
+    /// How many they are.
+    added: usize,
     /// None in a child, whose parent has set the pages aside.
     lock: Option<File>,
 }
@@ -55,7 +56,7 @@ impl Pool {
 
     fn arrange(pages: usize, exactly: bool) -> Option<Self> {
         if std::env::var_os("LACUNA_TEST_ROLE").is_some() {
-            return Some(Self { before: 0, lock: None });
+            return Some(Self { added: 0, lock: None });
         }
         let Some(lock) = lock() else {
             not_run("the lock on the huge pages belongs to another user");
@@ -69,11 +70,13 @@ impl Pool {
             not_run("somebody else's huge pages are free on this machine");
             return None;
         }
-        let pool = Self { before: number("nr_hugepages"), lock: Some(lock) };
-        if pages > 0 && set(pool.before + pages).is_err() {
+        let mut pool = Self { added: 0, lock: Some(lock) };
+        let before = number("nr_hugepages");
+        if pages > 0 && set(before + pages).is_err() {
             not_run("huge pages cannot be set aside here (nr_hugepages needs root)");
             return None;
         }
+        pool.added = number("nr_hugepages").saturating_sub(before);
         if available() < pages || exactly && available() != pages {
             not_run("the system has not so many huge pages to give");
             return None;
@@ -84,8 +87,9 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        if self.lock.is_some() && number("nr_hugepages") != self.before {
-            let _ = set(self.before);
+        // As many fewer as there are more, since others may have changed the number meanwhile.
+        if self.added > 0 {
+            let _ = set(number("nr_hugepages").saturating_sub(self.added));
         }
     }
 }
