@@ -47,6 +47,8 @@ pub enum Operation {
     Heap,
     /// Making a template.
     Template,
+    /// Making, or mapping, memory that other processes map as well.
+    ShareMemory,
     /// [`ArenaBuilder::reserve`](crate::ArenaBuilder::reserve).
     Reserve,
     /// [`Arena::populate`](crate::Arena::populate).
@@ -94,6 +96,7 @@ impl Operation {
             Self::InstallForkHooks => "install the fork hooks",
             Self::Heap => "make a heap",
             Self::Template => "make a template",
+            Self::ShareMemory => "share memory",
             Self::Reserve => "reserve an arena",
             Self::Populate => "populate",
             Self::Discard => "discard",
@@ -157,6 +160,22 @@ pub enum ErrorKind {
     TemplateNotZero,
     /// A process may have 64 heaps.
     TooManyHeaps,
+    /// The pool of huge pages (hugetlbfs, of 2 MiB) has none left, and may make none.
+    NoHugePages,
+    /// What was asked for needs userfaultfd, which is denied here or was not chosen
+    /// ([`Backend`](crate::Backend)).
+    NeedsUserfaultfd,
+    /// The file is no memory: neither a memfd, nor on tmpfs or hugetlbfs.
+    NotMemory,
+    /// The file is shorter than the arena that it was to be the memory of.
+    MemoryTooShort,
+    /// The file's pages are not of the size that was asked for, or of one that arenas can have.
+    PageSizeMismatch,
+    /// Heaps, sparse arrays and [`OnFork::Wipe`](crate::OnFork::Wipe) need memory of this process's
+    /// own, and the arena's is shared.
+    NotPrivate,
+    /// A heap needs an arena of base pages.
+    NotBasePages,
     /// `LACUNA_BACKEND` names no backend.
     UnknownBackend,
     /// A dozen different handlers have been found in place of lacuna's.
@@ -183,9 +202,6 @@ pub enum ErrorKind {
     /// This process is a forked child that could not open a userfaultfd of its own, or one of its
     /// children: arenas do not work in it.
     NotRearmed,
-    /// The operation needs userfaultfd, and the arena has
-    /// [`Backend::Mprotect`](crate::Backend::Mprotect).
-    NeedsUserfaultfd,
     /// There is no checkpoint to come back to: none was made, it was forgotten, or this is a forked
     /// child, which has none of its parent's.
     NoCheckpoint,
@@ -216,6 +232,17 @@ impl ErrorKind {
             Self::TooShort => "a heap needs at least 2 MiB",
             Self::TemplateNotZero => "a heap needs an arena whose template is zero",
             Self::TooManyHeaps => "a process may have 64 heaps",
+            Self::NoHugePages => "no huge page is left in the system's pool",
+            Self::NeedsUserfaultfd => {
+                "this needs userfaultfd, which is denied here or was not chosen"
+            }
+            Self::NotMemory => "the file is neither a memfd, nor on tmpfs or hugetlbfs",
+            Self::MemoryTooShort => "the file is shorter than the arena",
+            Self::PageSizeMismatch => "the file's pages are of another size",
+            Self::NotPrivate => {
+                "heaps, sparse arrays and OnFork::Wipe need memory that is not shared"
+            }
+            Self::NotBasePages => "a heap needs an arena of base pages",
             Self::UnknownBackend => "LACUNA_BACKEND is neither `userfaultfd` nor `mprotect`",
             Self::TooManyHandlers => "too many handlers have been found in its place",
             Self::SignalBlocked => "the signal that faults raise is blocked",
@@ -232,7 +259,6 @@ impl ErrorKind {
             Self::NotRearmed => {
                 "this forked process could not open a userfaultfd, so arenas do not work in it"
             }
-            Self::NeedsUserfaultfd => "needs userfaultfd, which is denied here or was not chosen",
             Self::NoCheckpoint => "there is no checkpoint",
         }
     }
@@ -267,6 +293,11 @@ impl ErrorKind {
                 "make the template with Template::bytes or Template::file; arenas share zeroes anyway"
             }
             Self::PoolExhausted => "release an instance, or let the pool have more of them",
+            Self::NoHugePages => {
+                "have some set aside (echo N > /proc/sys/vm/nr_hugepages) or made when they are needed \
+                 (vm.nr_overcommit_hugepages)"
+            }
+            Self::MemoryTooShort => "make it longer, see ftruncate(2)",
             Self::TooManyHandlers => "somebody installs new handlers over and over",
             _ => return None,
         })
@@ -421,6 +452,10 @@ impl Error {
                 "before it forks, the parent needs a free descriptor (ulimit -n) and userfaultfd \
                  allowed"
             }
+            (Operation::Checkpoint | Operation::Reserve, ErrorKind::Conflict, _) => {
+                "checkpoints, and templates that arenas share, need private memory of base pages, and \
+                 exclude each other"
+            }
             (_, ErrorKind::Conflict, _) => {
                 "in SIGBUS mode no events are queued, so EVENT_* features would never be read and \
                  would make fork, mremap and madvise wait for ever"
@@ -465,10 +500,13 @@ impl From<Error> for std::io::Error {
         use std::io::ErrorKind as Io;
         let kind = match (error.kind, error.errno) {
             (_, Some(errno)) => Self::from_raw_os_error(errno as i32).kind(),
-            (ErrorKind::BudgetExhausted, None) => Io::OutOfMemory,
+            (ErrorKind::BudgetExhausted | ErrorKind::NoHugePages, None) => Io::OutOfMemory,
             (ErrorKind::PoolExhausted, None) => Io::WouldBlock,
             (
-                ErrorKind::Unsupported | ErrorKind::ForkedWithoutHooks | ErrorKind::NotRearmed,
+                ErrorKind::Unsupported
+                | ErrorKind::NeedsUserfaultfd
+                | ErrorKind::ForkedWithoutHooks
+                | ErrorKind::NotRearmed,
                 None,
             ) => Io::Unsupported,
             (ErrorKind::NotInherited, None) => Io::PermissionDenied,

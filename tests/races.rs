@@ -4,7 +4,7 @@
 
 mod support;
 
-use lacuna::{Arena, ErrorKind, Template, Window, page_size};
+use lacuna::{Arena, Backend, ErrorKind, Template, Window, page_size};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use support::{Rng, Watchdog, arena_rss, discard, read_into, store};
@@ -40,6 +40,27 @@ fn race(beside: impl Fn(&mut Rng) + Sync, mut race: impl FnMut(&mut Rng)) {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// Pages that somebody drops behind lacuna's back come back for each of the threads that find them
+/// missing at the same time.
+#[test]
+fn touches_race_with_somebody_who_drops_pages() {
+    let template = Template::repeat(&WORD).unwrap();
+    let builder = Arena::builder(page_size()).template(template);
+    let arena = builder.backend(Backend::Userfaultfd).reserve().unwrap();
+    let touch = |_: &mut Rng| {
+        assert_eq!(word(&arena, 0).load(Ordering::Relaxed), WORD);
+    };
+    race(touch, |_| {
+        // SAFETY: only reads, of the template's words, race with it.
+        let dropped =
+            unsafe { libc::madvise(arena.as_ptr().cast(), page_size(), libc::MADV_DONTNEED) };
+        assert_eq!(dropped, 0);
+        // Both of the others run then, and find it at the same moment.
+        std::thread::sleep(Duration::from_micros(50));
+    });
+    assert_eq!(arena.stats().resident_bytes, page_size());
 }
 
 fn in_step(arena: &Arena) {

@@ -3,7 +3,11 @@
 
 #![allow(missing_docs, reason = "a test")]
 
-use lacuna::{Arena, Backend, Template, Tracking, page_size};
+#[path = "support/pool.rs"]
+mod pool;
+
+use lacuna::{Arena, Backend, PageSize, Template, Tracking, page_size};
+use pool::Pool;
 use std::ptr;
 
 const SIZE: usize = 64 << 10;
@@ -107,6 +111,27 @@ fn every_way_to_resolve_a_fault_fits() {
     let template = Template::repeat(&[1u8, 2, 3]).unwrap();
     let repeated = Arena::builder(1 << 40).template(template).reserve().unwrap();
     check("a template", &|| (0..2 * pages).for_each(|page| touch(&repeated, page, true)));
+    fn number(index: u64, page: &mut [u8]) {
+        page[..8].copy_from_slice(&index.to_ne_bytes());
+    }
+    // SAFETY: it writes to the page, nothing else.
+    let template = unsafe { Template::generate(number) };
+    let made = Arena::builder(1 << 40).template(template.clone()).reserve().unwrap();
+    check("a page function", &|| (0..2 * pages).for_each(|page| touch(&made, page, true)));
+
+    let ours = Arena::builder(1 << 30).share().reserve().unwrap();
+    let file = ours.memfd().unwrap();
+    let theirs = Arena::builder(1 << 30).memfd(&file).reserve().unwrap();
+    check("shared memory", &|| (0..40).for_each(|page| touch(&ours, page, true)));
+    // SAFETY: nobody has a reference into the arena.
+    unsafe { theirs.discard(0..1 << 20) }.unwrap();
+    check("shared memory that others discarded", &|| touch(&ours, 9, true));
+    if let Some(_pool) = Pool::with(2) {
+        let huge = Arena::builder(1 << 30).page_size(PageSize::Huge).template(template);
+        let huge = huge.reserve().unwrap();
+        let touches = || (0..2).for_each(|page| touch(&huge, page * pages, true));
+        check("huge pages of the pool", &touches);
+    }
 
     let budget = 4 * CHUNK;
     let bounded = Arena::builder(1 << 40).budget(budget).reserve().unwrap();

@@ -1,6 +1,7 @@
 //! Making arenas.
 
 use super::mapping::{Layout, Mapping};
+use super::memory::{Memory, PageSize, Plan, Sharing};
 use super::registrar::REGISTRAR;
 use super::template::Template;
 use super::{Arena, choice, descriptors, engine, inherit, mprotect};
@@ -12,10 +13,10 @@ use crate::fault::region::{Counters, HUGE_ALLOWED, Name, Region};
 use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
 use crate::fault::track::{Track, Tracking};
-use crate::fault::tuning::PAGE_BUFFERS;
+use crate::fault::tuning::{HUGE_BUFFERS, PAGE_BUFFERS};
 use crate::fault::window::Window;
 use crate::fork::OnFork;
-use crate::page::{CHUNK, page_shift, page_size, round_up};
+use crate::page::{CHUNK, round_up};
 use crate::uffd::Ioctls;
 
 /// What an arena is to be; made by [`Arena::builder`], it makes the arena with
@@ -37,6 +38,8 @@ pub struct ArenaBuilder<'a> {
     backend: Option<Backend>,
     on_fork: OnFork,
     tracking: Option<Tracking>,
+    pub(super) page_size: Option<PageSize>,
+    pub(super) sharing: Sharing<'a>,
 }
 
 impl<'a> ArenaBuilder<'a> {
@@ -54,6 +57,8 @@ impl<'a> ArenaBuilder<'a> {
             backend: None,
             on_fork: OnFork::Inherit,
             tracking: None,
+            page_size: None,
+            sharing: Sharing::No,
         }
     }
 
@@ -78,6 +83,8 @@ impl<'a> ArenaBuilder<'a> {
             backend: self.backend,
             on_fork: self.on_fork,
             tracking: self.tracking,
+            page_size: self.page_size,
+            sharing: Sharing::No,
         }
     }
 
@@ -235,6 +242,14 @@ impl<'a> ArenaBuilder<'a> {
     ///   `EAGAIN`: the process locks its memory, mlockall(2), and `RLIMIT_MEMLOCK` is too low.
     /// - [`ErrorKind::Os`] with `EMFILE`: no descriptor is left (`RLIMIT_NOFILE`).
     /// - [`ErrorKind::Unsupported`]: the kernel is older than 5.14.
+    /// - [`ErrorKind::NoHugePages`]: huge pages were asked for, and the pool is empty.
+    /// - [`ErrorKind::NeedsUserfaultfd`]: huge pages or shared memory were asked for, and the arena
+    ///   would have [`Backend::Mprotect`].
+    /// - [`ErrorKind::NotMemory`], [`ErrorKind::MemoryTooShort`], [`ErrorKind::PageSizeMismatch`]: the
+    ///   file given to [`memfd`](Self::memfd) will not do.
+    /// - [`ErrorKind::NotPrivate`]: [`OnFork::Wipe`] of shared memory.
+    /// - [`ErrorKind::Conflict`]: a template that arenas share ([`Template::shared`]), and huge pages or
+    ///   shared memory.
     /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: this process is a child in
     ///   which arenas do not work; see [`Arena`].
     ///
@@ -249,23 +264,31 @@ impl<'a> ArenaBuilder<'a> {
     /// # Ok::<(), lacuna::Error>(())
     /// ```
     pub fn reserve(self) -> Result<Arena> {
-        let layout = Layout::new(self.len)?;
-        let settings = self.check(&layout)?;
+        let plan = Plan::new(self.page_size, self.sharing)?;
+        let page_shift = plan.page_shift();
+        let layout = Layout::new(self.len, 1 << page_shift)?;
+        let settings = self.check(&layout, &plan)?;
         let backend = choice::start(self.backend)?;
+        if backend == Backend::Mprotect && !plan.is_ordinary() {
+            return Err(Error::new(Operation::Reserve, ErrorKind::NeedsUserfaultfd));
+        }
 
         let tables_layout = tables::Layout::new(layout.span / CHUNK);
         let tables = Mapping::zeroed(tables_layout.size)?;
-        let (buffers, source) = self.source()?;
+        let (buffers, source) = self.source(page_shift)?;
         let reservation = Mapping::reserve(layout.total)?;
         let offset = layout.offset(reservation.base().as_ptr().expose_provenance());
         // SAFETY: the offset lies within the mapping.
         let base = unsafe { reservation.base().add(offset) };
         let (tracking, is_second) = descriptors::tracking(self.tracking, backend)?;
+        let Memory { backing, file } = plan.map(self.name, &reservation, offset, &layout)?;
         let shared = self.overlay(&reservation, offset)?;
         let moves = match backend {
             Backend::Userfaultfd => {
-                reservation.open(offset, layout.len)?;
-                reservation.forbid_huge_pages(offset, layout.len)?;
+                if backing.is_ordinary() {
+                    reservation.open(offset, layout.len)?;
+                    reservation.forbid_huge_pages(offset, layout.len)?;
+                }
                 engine::register(base.as_ptr().addr(), layout.len, shared, is_second)?
                     .contains(Ioctls::MOVE)
             }
@@ -281,20 +304,22 @@ impl<'a> ArenaBuilder<'a> {
             }
         };
         let own = offset + shared..offset + layout.len;
-        inherit::prepare(self.on_fork, &reservation, own, &tables)?;
-        let keep = if source.is_ordinary() { self.keep_resident >> page_shift() } else { 0 };
-        let huge = self.huge_pages && moves && source.is_ordinary();
+        inherit::prepare(self.on_fork, backing, &reservation, own, &tables)?;
+        let keeps = source.is_ordinary() && !backing.is_shared();
+        let keep = if keeps { self.keep_resident >> page_shift } else { 0 };
+        let huge = self.huge_pages && moves && source.is_ordinary() && backing.is_ordinary();
 
         let region = Region {
             backend,
+            backing,
             base: base.as_ptr().addr(),
-            pages: layout.len >> page_shift(),
-            page_shift: page_shift(),
+            pages: layout.len >> page_shift,
+            page_shift,
             budget: settings.budget,
             window: self.window,
             source,
             name: settings.name,
-            lends: self.lends(&source),
+            lends: self.lends(&source) && backing.is_ordinary(),
             huge: AtomicU32::new(if huge { HUGE_ALLOWED } else { 0 }),
             tracking,
             is_second,
@@ -322,7 +347,8 @@ impl<'a> ArenaBuilder<'a> {
             resets: AtomicU32::new(0),
             _reservation: reservation,
             _tables: tables,
-            _buffers: buffers,
+            file,
+            _content: buffers,
             _template: self.template,
         })
     }
@@ -336,16 +362,21 @@ impl<'a> ArenaBuilder<'a> {
         }
     }
 
-    /// The handler's view of the template, and the buffers that a page function needs.
-    fn source(&self) -> Result<(Option<PageBuffers>, Source)> {
+    /// The handler's view of the template, and what that needs besides.
+    fn source(&self, page_shift: u32) -> Result<(Content, Source)> {
+        let size = 1 << page_shift;
         let Some(function) = self.template.function() else {
-            return Ok((None, self.template.source()));
+            let (source, memory) = self.template.source(size)?;
+            return Ok((Content { _buffers: None, _memory: memory }, source));
         };
-        let pages = Mapping::zeroed(PAGE_BUFFERS * page_size())?;
+        // Of huge pages fewer: they stay once they were used.
+        let count =
+            if page_shift == crate::page::page_shift() { PAGE_BUFFERS } else { HUGE_BUFFERS };
+        let pages = Mapping::zeroed(count * size)?;
         // SAFETY: the mapping is used by these buffers alone, and goes after them.
-        let buffers = Box::new(unsafe { Buffers::new(pages.base().as_ptr(), page_size()) });
+        let buffers = Box::new(unsafe { Buffers::new(pages.base().as_ptr(), size, count) });
         let source = Source::Generate { function, buffers: &raw const *buffers };
-        Ok((Some(PageBuffers { _buffers: buffers, _pages: pages }), source))
+        Ok((Content { _buffers: Some(buffers), _memory: Some(pages) }, source))
     }
 
     /// A fixed window says how many pages a fault resolves; lending would resolve others.
@@ -355,7 +386,7 @@ impl<'a> ArenaBuilder<'a> {
     }
 
     /// Checks the values and converts them to pages.
-    fn check(&self, layout: &Layout) -> Result<Settings> {
+    fn check(&self, layout: &Layout, plan: &Plan<'_>) -> Result<Settings> {
         let error = |kind, value| Err(Error::new(Operation::Reserve, kind).value(value));
         let Some(name) = Name::new(self.name) else {
             return error(ErrorKind::NameTooLong, self.name.len());
@@ -363,16 +394,23 @@ impl<'a> ArenaBuilder<'a> {
         if self.window == Window::Pages(0) {
             return error(ErrorKind::WindowTooSmall, 0);
         }
+        if self.on_fork == OnFork::Wipe && plan.is_shared() {
+            return Err(Error::new(Operation::Reserve, ErrorKind::NotPrivate));
+        }
+        if self.template.shared_image().is_some() && !plan.is_ordinary() {
+            return Err(Error::new(Operation::Reserve, ErrorKind::Conflict));
+        }
         if self.template.len() > layout.len {
             return error(ErrorKind::TemplateTooLong, self.template.len());
         }
+        let shift = plan.page_shift();
         let budget = match self.budget {
-            Some(bytes) if bytes < page_size() => return error(ErrorKind::BudgetTooSmall, bytes),
-            Some(bytes) => (bytes >> page_shift()) as u64,
+            Some(bytes) if bytes >> shift == 0 => return error(ErrorKind::BudgetTooSmall, bytes),
+            Some(bytes) => (bytes >> shift) as u64,
             None => UNBOUNDED,
         };
         let limit = self.limit.unwrap_or(layout.len);
-        match limit_pages(limit, layout.len) {
+        match limit_pages(limit, layout.len, shift) {
             Some(limit) => Ok(Settings { name, budget, limit }),
             None => error(ErrorKind::LimitPastLength, limit),
         }
@@ -386,14 +424,15 @@ struct Settings {
     limit: usize,
 }
 
-/// A page function's buffers and the pages they stand for.
-pub(crate) struct PageBuffers {
-    _buffers: Box<Buffers>,
-    _pages: Mapping,
+/// Memory that an arena's content is copied from, beyond the template's own: a page function's buffers
+/// and the pages they stand for, or what takes a huge page to hold. Dropped in this order.
+pub(crate) struct Content {
+    _buffers: Option<Box<Buffers>>,
+    _memory: Option<Mapping>,
 }
 
 /// A limit in pages; `None` if it lies past `len`.
-pub(crate) fn limit_pages(bytes: usize, len: usize) -> Option<usize> {
-    let bytes = round_up(bytes, page_size())?;
-    (bytes <= len).then_some(bytes >> page_shift())
+pub(crate) fn limit_pages(bytes: usize, len: usize, page_shift: u32) -> Option<usize> {
+    let bytes = round_up(bytes, 1 << page_shift)?;
+    (bytes <= len).then_some(bytes >> page_shift)
 }

@@ -39,6 +39,8 @@ impl Arena {
     /// # Errors
     /// If it fails, there is no checkpoint, not even the one before.
     /// - [`ErrorKind::NeedsUserfaultfd`]: the arena has [`Backend::Mprotect`].
+    /// - [`ErrorKind::Conflict`]: the arena is of huge pages or of shared memory, or its template is one that
+    ///   arenas share ([`Template::shared`](crate::Template::shared)).
     /// - [`ErrorKind::Unsupported`]: the kernel has no write protection by userfaultfd (before Linux 5.7, or
     ///   not on this machine), or [`Tracking::Kernel`] was asked for and it is older than 6.7.
     /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory, or no address space.
@@ -69,6 +71,9 @@ impl Arena {
         let error = |kind| Err(Error::new(Operation::Checkpoint, kind));
         if region.backend == Backend::Mprotect {
             return error(ErrorKind::NeedsUserfaultfd);
+        }
+        if !region.backing.is_ordinary() || region.source.shared_pages() > 0 {
+            return error(ErrorKind::Conflict);
         }
         if region.tracking == Tracking::Kernel && !descriptors::notes_writes() {
             return error(ErrorKind::Unsupported);

@@ -22,6 +22,9 @@ impl Arena {
     /// A thread that touches the range meanwhile finds either the page as it was or the template's,
     /// and the counters stay exact.
     ///
+    /// Where memory is shared ([`ArenaBuilder::share`](super::ArenaBuilder::share)), pages that others
+    /// have installed go too, and for them as well.
+    ///
     /// # Errors
     /// - [`ErrorKind::OutOfBounds`](crate::ErrorKind::OutOfBounds),
     ///   [`ErrorKind::Unaligned`](crate::ErrorKind::Unaligned): no such range.
@@ -52,6 +55,8 @@ impl Arena {
     pub unsafe fn discard(&self, range: Range<usize>) -> Result<()> {
         inherit::check(Operation::Discard)?;
         let pages = self.pages(Operation::Discard, &range)?;
+        let error = |errno| Error::os(Operation::Discard, errno).range(range.start, range.end);
+        self.discard_of_others(&pages).map_err(error)?;
         let chunk_pages = self.region().chunk_pages();
         let mut chunks = pages.start / chunk_pages..pages.end.div_ceil(chunk_pages);
         let is_empty = |first: usize| first >= chunks.end;
@@ -72,9 +77,7 @@ impl Arena {
                 pause(10_000);
                 continue;
             }
-            batch.empty(&pages).map_err(|errno| {
-                Error::os(Operation::Discard, errno).range(range.start, range.end)
-            })?;
+            batch.empty(&pages).map_err(error)?;
             chunks.start = batch.chunks.end;
         }
         Ok(())
@@ -107,6 +110,18 @@ impl Arena {
             chunks.start = batch.chunks.end;
         }
         Ok(())
+    }
+
+    /// Discards pages that other processes have installed, of which the bits here say nothing. Before
+    /// those that this process has: what it installs meanwhile, in chunks that had none, is marked
+    /// before, so that the walk over the marks finds it.
+    fn discard_of_others(&self, pages: &Range<usize>) -> Result<(), Errno> {
+        let region = self.pin();
+        // A child that must not touch the memory does not have it.
+        if !region.backing.is_shared() || region.is_forbidden() || pages.is_empty() {
+            return Ok(());
+        }
+        protect::drop_pages(&region, pages.clone())
     }
 
     /// Recalls the lent chunks that reach to page `limit` or past it.

@@ -31,6 +31,12 @@ impl Arena {
         if region.on_fork != OnFork::Inherit {
             return Err(Error::new(Operation::Heap, ErrorKind::MustBeInherited));
         }
+        if region.backing.is_shared() {
+            return Err(Error::new(Operation::Heap, ErrorKind::NotPrivate));
+        }
+        if region.backing.is_huge() {
+            return Err(Error::new(Operation::Heap, ErrorKind::NotBasePages));
+        }
         if !matches!(region.source, Source::Zero) {
             return Err(Error::new(Operation::Heap, ErrorKind::TemplateNotZero));
         }

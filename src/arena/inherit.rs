@@ -11,6 +11,7 @@ use super::{descriptors, engine, mprotect};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
+use crate::fault::backing::Backing;
 use crate::fault::region::HUGE_PAUSED;
 use crate::fault::region::Region;
 use crate::fault::{lend, protect};
@@ -19,20 +20,24 @@ use crate::process;
 use crate::sys;
 use core::ops::Range;
 use core::ptr;
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags};
 
 /// 1 in a child that could not open a userfaultfd, and in its children.
 static GAVE_UP: AtomicU32 = AtomicU32::new(0);
 
 /// Has the kernel empty the bytes `own` of a reservation, and the tables that go with it, in children
-/// that do not inherit them. A shared image before them it can not: that is what [`empty`] does.
+/// that do not inherit them. It does so for private base pages alone: other memory, and a shared image
+/// before them, the child's hook empties, or replaces.
 pub(super) fn prepare(
     on_fork: OnFork,
+    backing: Backing,
     reservation: &Mapping,
     own: Range<usize>,
     tables: &Mapping,
 ) -> Result<()> {
     if on_fork != OnFork::Inherit {
-        if !own.is_empty() {
+        if backing.is_ordinary() && !own.is_empty() {
             reservation.wipe_on_fork(own.start, own.len())?;
         }
         tables.wipe_on_fork(0, tables.len())?;
@@ -106,16 +111,19 @@ fn take_over(region: &Region) -> Result<()> {
 /// Takes note that nothing is present in a region.
 fn empty(region: &Region) -> Result<()> {
     let (start, len) = range(region);
-    // Fork hooks of others that ran before ours may have touched it, and found zeroes. And of a shared
-    // image, which the kernel does not empty, what the parent had written is there still.
+    let start = ptr::with_exposed_provenance_mut(start);
     // SAFETY: the range is a reservation of ours, and its pages are the template's from here on.
-    let dropped =
-        unsafe { sys::advise(ptr::with_exposed_provenance_mut(start), len, libc::MADV_DONTNEED) };
-    match dropped {
-        Err(errno) if region.source.shared_pages() > 0 => {
-            return Err(Error::os(Operation::Advise, errno));
+    let emptied = unsafe {
+        match region.backing {
+            Backing::Shared { .. } => replace(start, len),
+            Backing::Private | Backing::PrivateHuge => sys::advise(start, len, libc::MADV_DONTNEED),
         }
-        _ => {}
+    };
+    match emptied {
+        // The kernel has emptied it; only fork hooks of others that ran before ours may have touched
+        // it, and found zeroes. Of a shared image what the parent had written is there still.
+        Err(_) if region.backing == Backing::Private && region.source.shared_pages() == 0 => {}
+        result => result.map_err(|errno| Error::os(Operation::Advise, errno))?,
     }
     if region.backend == Backend::Mprotect {
         // One mapping comes of it, which needs none that is not there.
@@ -127,6 +135,17 @@ fn empty(region: &Region) -> Result<()> {
     lend::forget(region);
     region.hand.store(0, Ordering::Relaxed);
     Ok(())
+}
+
+/// Puts private memory in the place of shared memory that a child must not touch.
+///
+/// # Safety
+/// The range is the caller's, and nothing in it is used any more.
+unsafe fn replace(start: *mut u8, len: usize) -> std::result::Result<(), Errno> {
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
+    // SAFETY: as the caller promises.
+    unsafe { sys::map(start, len, protection, flags, None) }.map(drop)
 }
 
 /// Without a userfaultfd the child would read zeroes where a template should be. It may be about to

@@ -122,6 +122,26 @@ impl Mapping {
         self.len
     }
 
+    /// Puts other memory in the place of `len` bytes at `offset`, readable and writable: anonymous,
+    /// or that of a file from its start on. Nothing is set aside for it.
+    pub(crate) fn replace(
+        &self,
+        offset: usize,
+        len: usize,
+        flags: MapFlags,
+        file: Option<BorrowedFd<'_>>,
+    ) -> Result<()> {
+        let start = self.at(offset, len)?;
+        let error = |errno| Error::os(Operation::Map, errno).value(len);
+        let flags = flags | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        let from = file.map(|file| (file.as_raw_fd(), 0));
+        // SAFETY: the range lies in this mapping, which nobody uses yet.
+        unsafe { sys::map(start.as_ptr(), len, ProtFlags::PROT_NONE, flags, from) }
+            .map_err(error)?;
+        self.unlock(offset, len).map_err(error)?;
+        self.open(offset, len)
+    }
+
     /// Makes `len` bytes at `offset` readable and writable.
     pub(crate) fn open(&self, offset: usize, len: usize) -> Result<()> {
         self.protect(offset, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
@@ -204,14 +224,15 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout for at least `len` bytes.
-    pub(crate) fn new(len: usize) -> Result<Self> {
+    /// The layout for at least `len` bytes in pages of `unit` bytes, at most a chunk. Guards are of
+    /// base pages.
+    pub(crate) fn new(len: usize, unit: usize) -> Result<Self> {
         if len == 0 {
             return Err(Error::new(Operation::Reserve, ErrorKind::ZeroLength).value(len));
         }
         let page = page_size();
         let layout = || {
-            let len = round_up(len, page)?;
+            let len = round_up(len, unit)?;
             let span = round_up(len.checked_add(page)?, CHUNK)?;
             let total = span.checked_add(CHUNK)?.checked_add(page)?;
             // Rust's slices, and pointers' offsets, end there.
@@ -234,13 +255,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn layouts_hold_their_bytes_and_guards(len in 1usize..1 << 46, base in 16usize..1 << 33) {
+        fn layouts_hold_their_bytes_and_guards(
+            len in 1usize..1 << 46,
+            base in 16usize..1 << 33,
+            huge: bool,
+        ) {
             let page = page_size();
             let base = base * page;
-            let layout = Layout::new(len).unwrap();
+            let unit = if huge { CHUNK } else { page };
+            let layout = Layout::new(len, unit).unwrap();
             let first = base + layout.offset(base);
-            prop_assert!(layout.len >= len && layout.len - len < page);
+            prop_assert!(layout.len >= len && layout.len - len < unit);
             prop_assert_eq!(first % CHUNK, 0);
+            prop_assert_eq!(layout.len % unit, 0);
             prop_assert!(first - base >= page);
             prop_assert!(layout.span - layout.len >= page);
             prop_assert_eq!(layout.span % CHUNK, 0);
@@ -250,9 +277,9 @@ mod tests {
 
     #[test]
     fn impossible_lengths_are_refused() {
-        assert_eq!(Layout::new(0).unwrap_err().kind(), ErrorKind::ZeroLength);
+        assert_eq!(Layout::new(0, page_size()).unwrap_err().kind(), ErrorKind::ZeroLength);
         for len in [usize::MAX, usize::MAX - 4095, isize::MAX as usize, usize::MAX - CHUNK] {
-            assert_eq!(Layout::new(len).unwrap_err().kind(), ErrorKind::TooLong);
+            assert_eq!(Layout::new(len, page_size()).unwrap_err().kind(), ErrorKind::TooLong);
         }
     }
 }

@@ -4,14 +4,21 @@ use super::{Arena, Stats, inherit};
 use crate::Errno;
 use crate::error::{Error, Operation, Result};
 use crate::fault::lend::reconcile;
-use crate::fault::pagemap::Pagemap;
+use crate::fault::pagemap::{Page, Pagemap};
 use crate::fault::signals::SignalsBlocked;
+use core::ops::Range;
 
 impl Arena {
     /// Asks the kernel which pages are memory by now, and moves those that were lent from
     /// `lent_bytes` to `resident_bytes`. Afterwards `resident_bytes` equals what the kernel reports
     /// for the reservation (`Rss` and `Swap` in `/proc/self/smaps`), to the page, as long as nobody
-    /// touches it. It costs in proportion to what is present.
+    /// touches it. It costs in proportion to what is present. (Huge pages of hugetlbfs are told as
+    /// `Private_Hugetlb` and `Shared_Hugetlb` there.)
+    ///
+    /// Of memory that is shared with other processes ([`ArenaBuilder::share`](super::ArenaBuilder::share))
+    /// it counts what *this* process has mapped: pages of others that it has touched are taken on (before
+    /// Linux 6.7 only near its own), those that others have discarded are let go, and so are those that are
+    /// in swap.
     ///
     /// Before Linux 6.7 the kernel does not tell the zero page from a page that is still shared with
     /// a forked child; such pages stay lent until the child is gone.
@@ -41,6 +48,9 @@ impl Arena {
 
     fn measure_with(&self, pagemap: &Pagemap) -> Result<Stats, Errno> {
         let blocked = SignalsBlocked::new();
+        if self.region().backing.is_shared() {
+            self.mark_mapped(pagemap)?;
+        }
         let mut from = 0;
         while let Some(index) = self.region().tables.summary().next(from) {
             self.as_owner(&blocked, index, |region, chunk| reconcile(region, chunk, pagemap))
@@ -51,10 +61,28 @@ impl Arena {
     }
 }
 
+impl Arena {
+    /// Marks the chunks that have pages, whoever installed them.
+    fn mark_mapped(&self, pagemap: &Pagemap) -> Result<(), Errno> {
+        let region = self.pin();
+        let mark = &mut |pages: Range<usize>, page| {
+            if page != Page::Absent && !pages.is_empty() {
+                let chunk_pages = region.chunk_pages();
+                for index in pages.start / chunk_pages..pages.end.div_ceil(chunk_pages) {
+                    region.tables.summary().set(index);
+                }
+            }
+        };
+        match pagemap.visit_all(&region, mark) {
+            Err(Errno::ENOTTY) => Ok(()),
+            result => result,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fault::pagemap::Page;
     use crate::page::page_size;
 
     /// The two ways to see pages agree, so the one for old kernels is tested on new ones too.

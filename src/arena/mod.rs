@@ -13,6 +13,7 @@ mod hand_over;
 mod inherit;
 mod mapping;
 mod measure;
+mod memory;
 mod mprotect;
 mod populate;
 mod publish;
@@ -29,6 +30,7 @@ mod written;
 pub use builder::ArenaBuilder;
 pub use check::check_thread;
 pub use front::{is_in_front, take_front};
+pub use memory::PageSize;
 pub use runs::Populated;
 pub use stats::Stats;
 pub use template::Template;
@@ -42,11 +44,12 @@ use crate::fault::backend::Backend;
 use crate::fault::lend;
 use crate::fault::region::Region;
 use crate::fault::track::Tracking;
-use crate::page::{page_size, round_up};
+use crate::page::round_up;
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
 use registrar::{REGISTRAR, Seat};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// A reservation of address space whose pages come into being when they are touched, with the
 /// content of a [`Template`], within a budget and a limit.
@@ -107,7 +110,9 @@ pub struct Arena {
     // Dropped in this order, after the region is retired: what the handler reads goes last.
     _reservation: Mapping,
     _tables: Mapping,
-    _buffers: Option<builder::PageBuffers>,
+    /// The memory, if it is shared with other processes.
+    file: Option<OwnedFd>,
+    _content: builder::Content,
     _template: Template,
 }
 
@@ -155,6 +160,24 @@ impl Arena {
         self.region().tracking
     }
 
+    /// Bytes of a page of this arena: those of the system's base page, unless
+    /// [`ArenaBuilder::page_size`] said otherwise.
+    #[must_use]
+    pub fn page_size(&self) -> usize {
+        1 << self.region().page_shift
+    }
+
+    /// The file that is the arena's memory, if that is shared
+    /// ([`ArenaBuilder::share`], [`ArenaBuilder::memfd`]): to hand to another process by `SCM_RIGHTS`
+    /// (unix(7)), to a child by inheritance (it is close-on-exec), or by `/proc/PID/fd`.
+    ///
+    /// What is written to it by write(2) is in the arena. Cutting it short makes touches past its
+    /// new end violations; one that [`ArenaBuilder::share`] made cannot be.
+    #[must_use]
+    pub fn memfd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
     /// The prefix that may be touched, in bytes.
     #[must_use]
     pub fn limit(&self) -> usize {
@@ -185,7 +208,8 @@ impl Arena {
     pub fn set_limit(&self, bytes: usize) -> Result<()> {
         self.check_inherited(Operation::SetLimit)?;
         let error = Error::new(Operation::SetLimit, ErrorKind::LimitPastLength).value(bytes);
-        let pages = builder::limit_pages(bytes, self.len()).ok_or(error)?;
+        let pages = builder::limit_pages(bytes, self.len(), self.region().page_shift);
+        let pages = pages.ok_or(error)?;
         // Relaxed: see `Region::limit`.
         let before = self.region().limit.swap(pages, Ordering::Relaxed);
         // The same once more: chunks may be lent past it that could not be recalled before.
@@ -219,7 +243,7 @@ impl Arena {
     /// ```
     #[must_use]
     pub fn covering(&self, bytes: Range<usize>) -> Range<usize> {
-        let page = page_size();
+        let page = self.page_size();
         let end = round_up(bytes.end, page).unwrap_or(self.len()).min(self.len());
         (bytes.start - bytes.start % page).min(end)..end
     }
@@ -245,7 +269,7 @@ impl Arena {
         if range.start > range.end || range.end > self.len() {
             return error(ErrorKind::OutOfBounds);
         }
-        if (range.start | range.end) & (page_size() - 1) != 0 {
+        if (range.start | range.end) & (self.page_size() - 1) != 0 {
             return error(ErrorKind::Unaligned);
         }
         let shift = self.region().page_shift;

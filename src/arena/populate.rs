@@ -5,12 +5,12 @@ use crate::Errno;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::decode::Access;
-use crate::fault::fill::add;
+use crate::fault::fill::{add, fill};
 use crate::fault::ledger::Charge;
 use crate::fault::lend::is_exhausted;
 use crate::fault::merge::merge_any;
 use crate::fault::region::Region;
-use crate::fault::resolve::{fill_whole, pause};
+use crate::fault::resolve::{fill_whole, is_accessible, pause};
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use crate::fault::track::admit;
@@ -53,6 +53,8 @@ impl Arena {
     /// - [`ErrorKind::LimitExceeded`]: it reaches past the limit.
     /// - [`ErrorKind::BudgetExhausted`]: the budget has no room for it.
     /// - [`ErrorKind::TemplateUnreadable`]: the template's file shrank or its device failed.
+    /// - [`ErrorKind::MemoryTooShort`]: the file that is shared with other processes was cut short.
+    /// - [`ErrorKind::NoHugePages`]: the system's pool of huge pages is empty.
     /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory.
     /// - [`ErrorKind::NotInherited`]: a forked child must not touch the arena.
     /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: see [`Arena`].
@@ -107,6 +109,10 @@ impl Arena {
         loop {
             let attempt = self.as_filler(index, |region, chunk| fill_gaps(region, chunk, &part));
             match attempt {
+                // So it is said of an empty pool as well, which others may have filled meanwhile.
+                Some(Ok(Attempt::Again(_))) if attempts == 0 && self.region().backing.is_huge() => {
+                    return Err(Cause::Kind(ErrorKind::NoHugePages));
+                }
                 Some(Ok(Attempt::Again(errno))) if attempts == 0 => return Err(Cause::Os(errno)),
                 Some(Ok(Attempt::Again(_))) => {
                     attempts -= 1;
@@ -146,6 +152,7 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
             // A chunk that could not be taken back whole is lent in part.
             return match chunk.state.is_lent() {
                 true => populate_lent(region, chunk, part),
+                false if region.backing.is_shared() => install_again(region, chunk, part),
                 false => Ok(Attempt::Done),
             };
         }
@@ -158,6 +165,10 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
         };
         match add(region, chunk, start..start + pages, Access::Write).stopped_by {
             None => {}
+            Some(Errno::EEXIST) if region.backing.is_shared() => match adopt(region, chunk, part) {
+                Some(attempt) => return Ok(attempt),
+                None => continue,
+            },
             Some(errno @ (Errno::EEXIST | Errno::EAGAIN | Errno::EINTR)) => {
                 return Ok(Attempt::Again(errno));
             }
@@ -165,9 +176,78 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
             Some(Errno::ENOMEM) if region.backend == Backend::Mprotect => {
                 return Ok(Attempt::Unmapped);
             }
-            Some(Errno::EFAULT) => return Err(Cause::Kind(ErrorKind::TemplateUnreadable)),
+            Some(Errno::EFAULT) => {
+                let page = chunk.present().next_clear(part.clone());
+                let page = region.pages_of(chunk.index).start + page;
+                return Err(Cause::Kind(unreadable(region, page)));
+            }
+            Some(Errno::ENOMEM) if region.backing.is_huge() => {
+                return Err(Cause::Kind(ErrorKind::NoHugePages));
+            }
             Some(errno) => return Err(Cause::Os(errno)),
         }
+    }
+}
+
+/// Takes on the first absent page of `part`, which another process has installed; `None` if that is done.
+fn adopt(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Option<Attempt> {
+    let page = chunk.present().next_clear(part.clone());
+    if page == part.end {
+        return None;
+    }
+    match region.ledger.charge(1, region.budget) {
+        Charge::Promised(_) => {}
+        Charge::Pending => return Some(Attempt::Busy),
+        Charge::Exhausted => return Some(Attempt::Exhausted),
+    }
+    let there = is_accessible(region, region.pages_of(chunk.index).start + page, Access::Write);
+    let new = if there { chunk.resident.set(page..page + 1) } else { 0 };
+    region.ledger.settle(1, new as u64, 0);
+    // If it is not there, somebody has discarded it since.
+    (!there).then_some(Attempt::Again(Errno::EEXIST))
+}
+
+/// Installs those of `part`, all of which are counted as present, that another process has discarded:
+/// without another charge, as a touch would.
+fn install_again(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    part: &Range<usize>,
+) -> Result<Attempt, Cause> {
+    let first = region.pages_of(chunk.index).start;
+    let address = |page: usize| ptr::with_exposed_provenance_mut(region.address_of(first + page));
+    let len = part.len() << region.page_shift;
+    // SAFETY: populating changes no content, and the pages are a reservation's of ours.
+    match unsafe { sys::advise(address(part.start), len, libc::MADV_POPULATE_WRITE) } {
+        Ok(()) => return Ok(Attempt::Done),
+        Err(Errno::EFAULT) => {}
+        Err(errno) => return Err(Cause::Os(errno)),
+    }
+    for page in part.clone() {
+        // SAFETY: the page is one of a reservation of ours.
+        if unsafe { sys::resident(address(page)) } == Ok(true) {
+            continue;
+        }
+        match fill(region, first + page..first + page + 1, Access::Write).stopped_by {
+            None | Some(Errno::EEXIST | Errno::EAGAIN | Errno::EINTR | Errno::EBUSY) => {}
+            Some(Errno::EFAULT) => {
+                return Err(Cause::Kind(unreadable(region, first + page)));
+            }
+            Some(Errno::ENOMEM) if region.backing.is_huge() => {
+                return Err(Cause::Kind(ErrorKind::NoHugePages));
+            }
+            Some(errno) => return Err(Cause::Os(errno)),
+        }
+    }
+    Ok(Attempt::Again(Errno::EFAULT))
+}
+
+/// Why a page cannot be installed whose content, or whose place, is not there.
+#[cold]
+fn unreadable(region: &Region, page: usize) -> ErrorKind {
+    match region.backing.ends_before(page << region.page_shift) {
+        true => ErrorKind::MemoryTooShort,
+        false => ErrorKind::TemplateUnreadable,
     }
 }
 

@@ -29,6 +29,10 @@ struct Body {
     holes: Mapping,
 }
 
+/// Nobody changes the file's length or its bytes, its maker included.
+const SEALS: libc::c_int =
+    libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
+
 /// Bytes written to the file at once: looked at for zeroes while they are in the cache.
 const SPAN: usize = 1 << 20;
 
@@ -65,8 +69,8 @@ impl Body {
     /// they may be a file's that is cut short.
     fn new(from: *const u8, len: usize) -> Result<Self> {
         let error = |errno| Error::os(Operation::Template, errno).value(len);
-        let file = sys::make_file(c"lacuna-image").map_err(error)?;
-        sys::resize(file.as_fd(), len).map_err(error)?;
+        let file = sys::memfd(c"lacuna-image", libc::MFD_ALLOW_SEALING).map_err(error)?;
+        sys::set_file_len(file.as_fd(), len).map_err(error)?;
         let bytes = Mapping::file(file.as_fd(), 0, len)?;
         let words = (len / page_size()).div_ceil(64);
         let holes = Mapping::zeroed((words * size_of::<u64>()).next_multiple_of(page_size()))?;
@@ -76,7 +80,7 @@ impl Body {
             body.write(from.wrapping_add(start), span.start, span.len())?;
             body.drop_zeroes(span.start, span.len()).map_err(error)?;
         }
-        sys::seal(body.file.as_fd()).map_err(error)?;
+        sys::seal(body.file.as_fd(), SEALS).map_err(error)?;
         Ok(body)
     }
 
@@ -147,8 +151,8 @@ mod tests {
         let template = Template::bytes(vec![7u8; 8 * page_size()]).unwrap().shared().unwrap();
         let (file, len) = template.shared_image().unwrap().file().unwrap();
         assert_eq!(len, 8 * page_size());
-        assert_eq!(sys::resize(file, page_size()), Err(Errno::EPERM));
-        assert_eq!(sys::resize(file, 9 * page_size()), Err(Errno::EPERM));
+        assert_eq!(sys::set_file_len(file, page_size()), Err(Errno::EPERM));
+        assert_eq!(sys::set_file_len(file, 9 * page_size()), Err(Errno::EPERM));
         assert_eq!(sys::punch(file, 0, page_size()), Err(Errno::EPERM));
         let byte = 1u8;
         // SAFETY: the byte is a byte; the file cannot be written.

@@ -5,10 +5,12 @@ use super::shared::SharedImage;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::source::{PageFunction, Source};
 use crate::page::{page_size, round_up};
+use crate::sys::{self, seam::Call};
 use core::{fmt, ptr};
+use nix::errno::Errno;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -76,19 +78,8 @@ impl Template {
         }
         let too_long = Error::new(Operation::Template, ErrorKind::TooLong).value(period);
         let len = period.checked_add(REPEAT_SPAN.max(page_size())).ok_or(too_long)?;
-        let buffer = Mapping::zeroed(len)?;
-        let start = buffer.base().as_ptr();
-        // SAFETY: the buffer is longer than the value, and then than what has been written: each
-        // round doubles the copies, or fills what is left.
-        unsafe {
-            ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), start, period);
-            let mut done = period;
-            while done < len {
-                let more = done.min(len - done);
-                ptr::copy_nonoverlapping(start, start.add(done), more);
-                done += more;
-            }
-        }
+        // SAFETY: the value is so long.
+        let buffer = unsafe { repeated(ptr::from_ref(value).cast(), period, len) }?;
         Ok(Self(match is_zero(&buffer, period) {
             true => Kind::Zero,
             false => Kind::Repeat { buffer: Arc::new(buffer), period },
@@ -181,7 +172,7 @@ impl Template {
     }
 
     /// Whatever `function` writes into the page it is given, which is zeroed before: called with
-    /// the number of the page, when that is first touched.
+    /// the number of the base page ([`page_size`](crate::page_size)), when that is first touched.
     ///
     /// Up to 64 calls run at once in each arena. A function may be called for a page that another
     /// thread resolves first, or more than once after a discard, and should give the same bytes
@@ -246,7 +237,8 @@ impl Template {
         Ok(match &self.0 {
             Kind::Zero | Kind::Shared { .. } => self,
             Kind::Image { image } => {
-                let image = SharedImage::new(&self.source(), image.len)?;
+                let (source, _memory) = image.source(page_size())?;
+                let image = SharedImage::new(&source, image.len)?;
                 Self(Kind::Shared { image: Arc::new(image) })
             }
             Kind::Repeat { .. } | Kind::Generate(_) => {
@@ -284,28 +276,102 @@ impl Template {
         }
     }
 
-    /// What the handler needs of it. The pointers are good for as long as the template, or a
-    /// clone of it, is kept. A page function needs buffers besides.
-    pub(crate) fn source(&self) -> Source {
-        let page = page_size();
+    /// What the handler needs of it, for pages of `page` bytes, and memory that this takes besides.
+    /// The pointers are good for as long as both are kept, or a clone of the template. A page function
+    /// needs buffers.
+    pub(crate) fn source(&self, page: usize) -> Result<(Source, Option<Mapping>)> {
         match &self.0 {
-            Kind::Zero | Kind::Generate(_) => Source::Zero,
-            Kind::Repeat { buffer, period } => Source::Repeat {
-                buffer: buffer.base().as_ptr(),
-                period: *period,
-                span: (buffer.len() - period) / page,
-            },
-            Kind::Image { image } => Source::Image {
-                bytes: image.body.as_ref().map_or(ptr::null(), |(mapping, skip)| {
-                    mapping.base().as_ptr().wrapping_add(*skip).cast_const()
-                }),
-                whole: image.len / page,
-                tail: image.tail.as_ref().map_or(ptr::null(), |it| it.base().as_ptr()),
-                mapped: image.mapped,
-            },
-            Kind::Shared { image } => image.source(),
+            Kind::Zero | Kind::Generate(_) => Ok((Source::Zero, None)),
+            Kind::Repeat { buffer, period } => {
+                let start = buffer.base().as_ptr();
+                let span = (buffer.len() - period) / page;
+                if span > 0 {
+                    return Ok((Source::Repeat { buffer: start, period: *period, span }, None));
+                }
+                let too_long = Error::new(Operation::Template, ErrorKind::TooLong).value(*period);
+                let len = period.checked_add(page).ok_or(too_long)?;
+                // SAFETY: the buffer is longer than the value.
+                let own = unsafe { repeated(start, *period, len) }?;
+                let buffer = own.base().as_ptr();
+                Ok((Source::Repeat { buffer, period: *period, span: 1 }, Some(own)))
+            }
+            Kind::Image { image } => image.source(page),
+            Kind::Shared { image } => Ok((image.source(), None)),
         }
     }
+}
+
+impl Image {
+    fn source(&self, page: usize) -> Result<(Source, Option<Mapping>)> {
+        let bytes = self.body.as_ref().map_or(ptr::null(), |(mapping, skip)| {
+            mapping.base().as_ptr().wrapping_add(*skip).cast_const()
+        });
+        let base_tail =
+            self.tail.as_ref().map_or(ptr::null(), |it| it.base().as_ptr().cast_const());
+        let whole = self.len / page;
+        let own = match self.len % page {
+            0 => None,
+            _ if page == page_size() => None,
+            _ => Some(self.large_tail(bytes.wrapping_add(whole * page), base_tail, page)?),
+        };
+        let tail = own.as_ref().map_or(base_tail, |it| it.base().as_ptr().cast_const());
+        Ok((Source::Image { bytes, whole, tail, mapped: self.mapped }, own))
+    }
+
+    /// The last page, of `page` bytes, which the image ends within: bytes of the body from `from` on,
+    /// and those of its last base page at `base_tail`.
+    ///
+    /// In a file, since the body may be one that is cut short, of which a system call can tell.
+    fn large_tail(&self, from: *const u8, base_tail: *const u8, page: usize) -> Result<Mapping> {
+        let error = |errno| Error::os(Operation::Template, errno);
+        let file = sys::memfd(c"lacuna:tail", 0).map_err(error)?;
+        let rest = self.len % page;
+        let in_body = rest - rest % page_size();
+        copy_to(file.as_fd(), from, 0, in_body)?;
+        copy_to(file.as_fd(), base_tail, in_body, rest - in_body)?;
+        sys::set_file_len(file.as_fd(), page).map_err(error)?;
+        Mapping::file(file.as_fd(), 0, page)
+    }
+}
+
+/// Writes `len` bytes from `from` on, which may turn out not to be readable, to a file.
+fn copy_to(file: BorrowedFd<'_>, from: *const u8, offset: usize, len: usize) -> Result<()> {
+    let mut done = 0;
+    while done < len {
+        let (at, left) = (from.wrapping_add(done), len - done);
+        // SAFETY: the file is a new one of ours.
+        let step =
+            unsafe { sys::write_at(Call::WriteFile, file.as_raw_fd(), at, left, offset + done) };
+        match step {
+            Ok(bytes) if bytes > 0 => done += bytes,
+            Ok(_) | Err(Errno::EFAULT) => {
+                return Err(Error::new(Operation::Template, ErrorKind::TemplateUnreadable));
+            }
+            Err(errno) => return Err(Error::os(Operation::Template, errno)),
+        }
+    }
+    Ok(())
+}
+
+/// `len` bytes that repeat the first `period`, which are at `value`.
+///
+/// # Safety
+/// `value` is valid for reads of `period` bytes, `period` is not zero and at most `len`.
+unsafe fn repeated(value: *const u8, period: usize, len: usize) -> Result<Mapping> {
+    let buffer = Mapping::zeroed(len)?;
+    let start = buffer.base().as_ptr();
+    // SAFETY: the buffer is longer than the value, and then than what has been written: each round
+    // doubles the copies, or fills what is left.
+    unsafe {
+        ptr::copy_nonoverlapping(value, start, period);
+        let mut done = period;
+        while done < len {
+            let more = done.min(len - done);
+            ptr::copy_nonoverlapping(start, start.add(done), more);
+            done += more;
+        }
+    }
+    Ok(buffer)
 }
 
 impl fmt::Debug for Template {

@@ -53,19 +53,21 @@ pub(crate) fn add(
     let filled = fill(region, run, access);
 
     let lent = pages.start.wrapping_add(filled.resident);
-    if filled.resident > 0 {
-        chunk.resident.set(pages.start..lent);
-    }
+    // A page that another process has discarded meanwhile may be recorded already.
+    let resident = match filled.resident {
+        0 => 0,
+        _ => chunk.resident.set(pages.start..lent),
+    };
     if filled.lent > 0 {
         chunk.lend().set(lent..lent.wrapping_add(filled.lent));
     }
-    region.ledger.settle(promised, filled.resident as u64, filled.lent as u64);
+    region.ledger.settle(promised, resident as u64, filled.lent as u64);
     filled
 }
 
-/// Installs `pages` of the reservation, all of them absent. Reads of zeroes get the zero page, and
-/// reads of a shared image the image's pages, which costs no memory; everything else gets pages of its
-/// own. No run goes across the end of a shared image. Where a template ends, zeroes
+/// Installs `pages` of the reservation, all of them absent. Reads of zeroes get the zero page, where
+/// there is one, and reads of a shared image the image's pages, which costs no memory; everything else
+/// gets pages of its own. No run goes across the end of a shared image. Where a template ends, zeroes
 /// follow to the end of the reservation, so the pages with memory come first.
 #[inline(always)]
 pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Filled {
@@ -78,6 +80,7 @@ pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Fill
             return filled;
         }
         let step = match region.backend {
+            Backend::Userfaultfd if region.source.is_made() => install_made(region, page),
             Backend::Userfaultfd => install(region, page, left, access),
             Backend::Mprotect => protect::install(region, page, left, access),
         };
@@ -105,6 +108,13 @@ pub(super) struct Step {
 }
 
 impl Step {
+    /// What userfaultfd has done.
+    #[inline(always)]
+    fn of(region: &Region, lent: bool, progress: Progress) -> Self {
+        let pages = progress.bytes() >> region.page_shift;
+        Self { pages, lent, stopped_by: progress.errno() }
+    }
+
     /// One that did nothing.
     pub(super) fn stopped(errno: Errno) -> Self {
         Self { pages: 0, lent: false, stopped_by: Some(errno) }
@@ -114,63 +124,77 @@ impl Step {
 /// One system call's worth of pages from `page` on, at most `left`.
 #[inline(never)]
 fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
-    let uffd = match uffd() {
-        Ok(uffd) => uffd,
-        Err(errno) => return Step::stopped(errno),
-    };
-    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
-    let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);
-    let step = |progress: Progress, lent| Step {
-        pages: progress.bytes() >> region.page_shift,
-        lent,
-        stopped_by: progress.errno(),
-    };
-    let tracked = region.track.is_on();
-    let copy = |from: *const u8, pages: usize| {
-        let mode = match tracked {
-            true => copy_mode(region, page, pages),
-            false => CopyMode::DONTWAKE,
-        };
-        // SAFETY: the target lies in a reservation of ours, whose absent pages promise this
-        // content; the source is memory of a template, at least as long.
-        step(unsafe { uffd.copy(target, from, bytes(pages), mode) }, false)
-    };
+    let copy = |from: *const u8, pages: usize| copy(region, page, from, pages);
     match region.source.at(page, region.page_shift) {
-        // The zero page cannot be installed protected.
-        Content::Zero if access == Access::Read && !tracked => {
-            // SAFETY: as above, and the content is zero.
-            step(unsafe { uffd.zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
+        Content::Zero if access == Access::Read && has_zero_page(region) => {
+            zeropage(region, page, left)
         }
         Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
         Content::Bytes { from, pages } => copy(from, left.min(pages)),
         // Written at once: one fault instead of two.
         Content::Shared { from, pages } if access == Access::Write => copy(from, left.min(pages)),
         Content::Hole { pages } if access == Access::Write => copy(ZEROES.get(), left.min(pages)),
-        Content::Shared { pages, .. } => show(region, page, left.min(pages), false),
-        Content::Hole { pages } => show(region, page, left.min(pages), true),
-        Content::Generated => generate(region, page, copy),
+        Content::Shared { pages, .. } => show(region, page, left.min(pages)),
+        Content::Hole { pages } => zeropage(region, page, left.min(pages)),
+        // Made elsewhere.
+        Content::Generated => Step::stopped(Errno::EFAULT),
     }
 }
 
-/// Has `pages` pages from `page` on show the frames of a shared image, which other arenas have too; or
-/// the zero page, where the image has none.
+/// Whether the kernel's zero page may stand for zeroes: it cannot be installed protected.
+#[inline(always)]
+fn has_zero_page(region: &Region) -> bool {
+    region.backing.is_ordinary() && !region.track.is_on()
+}
+
+/// The same of one page that a page function makes.
 #[inline(never)]
-fn show(region: &Region, page: usize, pages: usize, is_hole: bool) -> Step {
+fn install_made(region: &Region, page: usize) -> Step {
+    generate(region, page, |from, pages| copy(region, page, from, pages))
+}
+
+/// Copies `pages` pages to where they are absent.
+#[inline(always)]
+fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
     let uffd = match uffd() {
         Ok(uffd) => uffd,
         Err(errno) => return Step::stopped(errno),
     };
     let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     let len = pages.wrapping_shl(region.page_shift);
-    // SAFETY: the target lies in a reservation of ours, whose absent pages promise this content: that
-    // of the file, which nobody can change, or zeroes.
-    let progress = unsafe {
-        match is_hole {
-            true => uffd.zeropage(target, len, ZeropageMode::DONTWAKE),
-            false => uffd.r#continue(target, len, ContinueMode::DONTWAKE),
-        }
+    let mode = match region.track.is_on() {
+        true => copy_mode(region, page, pages),
+        false => CopyMode::DONTWAKE,
     };
-    Step { pages: progress.bytes() >> region.page_shift, lent: true, stopped_by: progress.errno() }
+    // SAFETY: the target lies in a reservation of ours, whose absent pages promise this content;
+    // the source is memory of a template, at least as long.
+    Step::of(region, false, unsafe { uffd.copy(target, from, len, mode) })
+}
+
+/// Shows the kernel's zero page in place of `pages` pages.
+#[inline(never)]
+fn zeropage(region: &Region, page: usize, pages: usize) -> Step {
+    let uffd = match uffd() {
+        Ok(uffd) => uffd,
+        Err(errno) => return Step::stopped(errno),
+    };
+    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
+    let len = pages.wrapping_shl(region.page_shift);
+    // SAFETY: as in `copy`, and the content is zero.
+    Step::of(region, true, unsafe { uffd.zeropage(target, len, ZeropageMode::DONTWAKE) })
+}
+
+/// Has `pages` pages from `page` on show the frames of a shared image, which other arenas have too.
+#[inline(never)]
+fn show(region: &Region, page: usize, pages: usize) -> Step {
+    let uffd = match uffd() {
+        Ok(uffd) => uffd,
+        Err(errno) => return Step::stopped(errno),
+    };
+    let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
+    let len = pages.wrapping_shl(region.page_shift);
+    // SAFETY: as in `copy`, and the content is the file's, which nobody can change.
+    Step::of(region, true, unsafe { uffd.r#continue(target, len, ContinueMode::DONTWAKE) })
 }
 
 /// Has the page function make a page, and `copy` install it.

@@ -197,7 +197,7 @@ fn violate(
     access: Access,
     refusal: Refusal,
 ) -> bool {
-    let Some(bound) = refusal.bound(region) else { return false };
+    let Some(bound) = refusal.bound(region, address) else { return false };
     violation::die(signal, &Violation::new(region, address, access, bound));
     true
 }

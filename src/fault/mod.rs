@@ -25,6 +25,7 @@
 )]
 
 pub(crate) mod backend;
+pub(crate) mod backing;
 pub(crate) mod bits;
 pub(crate) mod chain;
 pub(crate) mod chunk;

@@ -1,6 +1,7 @@
 //! The kernel's view of pages, from `/proc/self/pagemap`, read without allocating.
 
 use super::region::Region;
+use crate::page::page_shift;
 use crate::sys::{self, seam::Call};
 use core::ffi::{c_int, c_ulong};
 use core::mem;
@@ -172,14 +173,27 @@ impl Pagemap {
         Ok(())
     }
 
+    /// Visits the pages of the whole reservation, as the chunks' pages are visited; ENOTTY on a
+    /// kernel that cannot tell without being asked for each page.
+    pub(crate) fn visit_all(&self, region: &Region, visit: Visit) -> Result<(), Errno> {
+        match self.scans {
+            true => self.scan(region, 0..region.pages, visit),
+            false => Err(Errno::ENOTTY),
+        }
+    }
+
     /// By reading the entries: a page that is present but neither in swap nor mapped by this
-    /// process alone is taken for the zero page.
+    /// process alone is taken for the zero page, where there is one.
     fn read(&self, region: &Region, pages: Range<usize>, visit: Visit) -> Result<(), Errno> {
         for page in 0..pages.len() {
             let state = match self.entry(region, pages.start.wrapping_add(page))? {
                 entry if entry & (PRESENT | SWAPPED) == 0 => Page::Absent,
-                entry if entry & (SWAPPED | EXCLUSIVE) == 0 => Page::Common,
-                entry if entry & (SWAPPED | FILE) == FILE => Page::Common,
+                entry if entry & (SWAPPED | EXCLUSIVE) == 0 && region.backing.is_ordinary() => {
+                    Page::Common
+                }
+                entry if entry & (SWAPPED | FILE) == FILE && region.backing.is_ordinary() => {
+                    Page::Common
+                }
                 _ => Page::Memory,
             };
             visit(page..page.wrapping_add(1), state);
@@ -198,7 +212,8 @@ impl Pagemap {
     #[inline(always)]
     fn entry(&self, region: &Region, page: usize) -> Result<u64, Errno> {
         let mut entry = 0u64;
-        let index = region.address_of(page) >> region.page_shift;
+        // An entry for each base page, also where pages are larger.
+        let index = region.address_of(page) >> page_shift();
         let (len, offset) = (size_of::<u64>(), index.wrapping_mul(size_of::<u64>()));
         let (fd, to) = (self.descriptor.as_raw_fd(), (&raw mut entry).cast());
         // SAFETY: the entry is as long as said.

@@ -283,9 +283,10 @@ fn set(region: &Region, pages: Range<usize>, protection: ProtFlags) -> Result<()
     unsafe { sys::protect(start, pages.len().wrapping_shl(region.page_shift), protection) }
 }
 
-/// Has the kernel drop what pages hold.
+/// Has the kernel drop what pages hold; where they are shared, for everybody.
 pub(crate) fn drop_pages(region: &Region, pages: Range<usize>) -> Result<(), Errno> {
     let start = ptr::with_exposed_provenance_mut(region.address_of(pages.start));
+    let len = pages.len().wrapping_shl(region.page_shift);
     // SAFETY: the pages lie in a reservation of ours, and the caller gives up what they hold.
-    unsafe { sys::advise(start, pages.len().wrapping_shl(region.page_shift), libc::MADV_DONTNEED) }
+    unsafe { sys::advise(start, len, region.backing.discard_advice()) }
 }

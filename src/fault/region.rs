@@ -1,6 +1,7 @@
 //! The part of an arena that the fault handler reads.
 
 use super::backend::Backend;
+use super::backing::Backing;
 use super::ledger::Ledger;
 use super::signals::Signal;
 use super::source::Source;
@@ -45,11 +46,12 @@ impl Name {
 /// changes is atomic.
 pub(crate) struct Region {
     pub(crate) backend: Backend,
+    pub(crate) backing: Backing,
     /// First byte of the reservation, aligned to a chunk.
     pub(crate) base: usize,
     /// Pages of the reservation.
     pub(crate) pages: usize,
-    /// log2 of the page size.
+    /// log2 of the size of its pages, base pages or huge ones.
     pub(crate) page_shift: u32,
     /// Pages that may be charged.
     pub(crate) budget: u64,

@@ -171,7 +171,15 @@ fn install(
             }
             Attempt::Stopped(Errno::ENOMEM) => return Err(Refusal::OutOfMemory),
             Attempt::Stopped(Errno::EFAULT) => return Err(Refusal::TemplateUnreadable),
-            Attempt::Stopped(errno) => return verify(region, chunk, page, access, errno),
+            Attempt::Stopped(errno) => match verify(region, chunk, page, access, errno) {
+                // Of huge pages there may be one again in a moment, or another thread is about to
+                // install the last in this place.
+                Err(Refusal::OutOfMemory) if attempts > 0 => {
+                    attempts = attempts.wrapping_sub(1);
+                    pause(1_000_000);
+                }
+                result => return result,
+            },
         }
         result = attempt(region, chunk, alone(page), page, access);
     }
@@ -273,27 +281,62 @@ fn verify(
         let protected = tracked && chunk.is_present(page);
         return if protected { Err(Refusal::Protected) } else { Ok(()) };
     }
-    if chunk.is_present(page) {
-        // Counted and charged already, so nothing is recorded again.
-        let page = page_index..page_index.saturating_add(1);
-        for _ in 0..ATTEMPTS {
-            let filled = fill(region, page.clone(), Access::Write);
-            match filled.stopped_by {
-                _ if filled.pages() == 1 => return Ok(()),
-                Some(Errno::EBUSY) => return Ok(()),
-                Some(errno) if may_pass(region, errno) => pause(1_000_000),
-                _ => break,
-            }
+    let errno = match chunk.is_present(page) {
+        true => match install_again(region, page_index, access) {
+            Ok(()) => return Ok(()),
+            Err(errno) => errno,
+        },
+        false => errno,
+    };
+    match errno {
+        // UFFDIO_COPY says so too when the pool of huge pages is empty (seen on Linux 6.18), as it does
+        // of a page that is there and cannot be written, having to be copied.
+        Errno::EEXIST if region.backing.is_huge() => Err(Refusal::OutOfMemory),
+        // Another process had installed it, and has discarded it since.
+        Errno::EEXIST if was_discarded(region, page_index) => Ok(()),
+        Errno::ENOMEM => Err(Refusal::OutOfMemory),
+        errno => Err(Refusal::Unresolvable(errno)),
+    }
+}
+
+/// Installs a page that is counted and charged already, so nothing is recorded again: somebody has
+/// dropped it.
+#[cold]
+#[inline(never)]
+fn install_again(region: &Region, page: usize, access: Access) -> Result<(), Errno> {
+    let mut result = Err(Errno::EAGAIN);
+    for _ in 0..ATTEMPTS {
+        let filled = fill(region, alone(page), Access::Write);
+        result = match filled.stopped_by {
+            _ if filled.pages() == 1 => Ok(()),
+            Some(Errno::EBUSY) | None => Ok(()),
+            // Another thread was faster, or another process.
+            Some(Errno::EEXIST) if is_accessible(region, page, access) => Ok(()),
+            Some(errno) => Err(errno),
+        };
+        match result {
+            Err(errno) if may_pass(region, errno) => pause(1_000_000),
+            _ => break,
         }
     }
-    Err(Refusal::Unresolvable(errno))
+    result
+}
+
+/// Whether the memory is shared with other processes, and does not have a page now. There are no
+/// markers in page tables that could look the same: only this library could have put them there.
+#[cold]
+#[inline(never)]
+fn was_discarded(region: &Region, page: usize) -> bool {
+    let start = core::ptr::with_exposed_provenance_mut(region.address_of(page));
+    // SAFETY: the page is one of a reservation of ours.
+    region.backing.is_shared() && unsafe { sys::resident(start) } == Ok(false)
 }
 
 /// Asks the kernel to fault the page in by itself, as madvise(2) MADV_POPULATE_READ or _WRITE does
 /// without changing it (since Linux 5.14). EFAULT means that it could only raise SIGBUS again, and
 /// EHWPOISON that the page is poisoned; any other failure is one that the instruction meets without
 /// us.
-pub(super) fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
+pub(crate) fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
     let advice = match access {
         Access::Read => libc::MADV_POPULATE_READ,
         Access::Write => libc::MADV_POPULATE_WRITE,

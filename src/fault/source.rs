@@ -4,6 +4,7 @@
 
 use super::tuning::PAGE_BUFFERS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
+use crate::page;
 use core::ptr;
 
 /// The bytes of a run of pages.
@@ -21,7 +22,7 @@ pub(crate) enum Content {
     Generated,
 }
 
-/// Where the pages of an arena come from. The memory behind the pointers belongs to the arena's
+/// Where the pages of an arena come from, in pages of the arena's size. The memory behind the pointers belongs to the arena's
 /// template and outlives the region.
 #[derive(Clone, Copy)]
 pub(crate) enum Source {
@@ -93,6 +94,11 @@ impl Source {
         }
     }
 
+    /// Whether a page function makes it.
+    pub(crate) fn is_made(&self) -> bool {
+        matches!(self, Self::Generate { .. })
+    }
+
     /// What page `page` contains, and how many pages after it come from the same place.
     pub(crate) fn at(&self, page: usize, page_shift: u32) -> Content {
         match *self {
@@ -137,6 +143,7 @@ impl Source {
     ///
     /// # Safety
     /// `target` points to so many pages, zeroed, of the caller's.
+    #[inline(always)]
     pub(crate) unsafe fn write(
         &self,
         first: usize,
@@ -144,22 +151,34 @@ impl Source {
         page_shift: u32,
         target: *mut u8,
     ) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match *self {
+                Self::Generate { function, .. } => {
+                    make(function, first, pages, page_shift, target);
+                }
+                _ => self.write_bytes(first, pages, page_shift, target),
+            }
+        }
+    }
+
+    /// [`write`](Self::write) of what is no page function's.
+    ///
+    /// # Safety
+    /// As for `write`.
+    #[inline(never)]
+    unsafe fn write_bytes(&self, first: usize, pages: usize, page_shift: u32, target: *mut u8) {
         let size = 1usize.wrapping_shl(page_shift);
         for index in 0..pages {
-            let page = first.wrapping_add(index);
             let target = target.wrapping_add(index.wrapping_shl(page_shift));
-            match self.outside(page, page_shift) {
-                Content::Zero | Content::Shared { .. } | Content::Hole { .. } => return,
+            match self.outside(first.wrapping_add(index), page_shift) {
                 // SAFETY: the template's memory has the whole page, and so has the target.
                 Content::Bytes { from, .. } => unsafe {
                     ptr::copy_nonoverlapping(from, target, size);
                 },
-                Content::Generated => {
-                    let Self::Generate { function, .. } = self else { return };
-                    // SAFETY: a zeroed page of the caller's.
-                    let page_bytes = unsafe { &mut *ptr::slice_from_raw_parts_mut(target, size) };
-                    function(page as u64, page_bytes);
-                }
+                // Of a shared image what its tail is not, which nobody asks for.
+                Content::Zero | Content::Generated => return,
+                Content::Shared { .. } | Content::Hole { .. } => return,
             }
         }
     }
@@ -182,6 +201,30 @@ fn shared(
     }
     let from = bytes.wrapping_add(page.wrapping_shl(page_shift));
     Content::Shared { from, pages: left.min(word.trailing_zeros() as usize) }
+}
+
+/// Runs a page function for `pages` pages of an arena from `first` on: once for each base page in
+/// them, since those are what page functions count.
+///
+/// # Safety
+/// `target` points to so many pages, zeroed, of the caller's.
+#[inline(never)]
+unsafe fn make(
+    function: PageFunction,
+    first: usize,
+    pages: usize,
+    page_shift: u32,
+    mut target: *mut u8,
+) {
+    let base = page::page_shift();
+    let in_base_pages = |pages: usize| pages.wrapping_shl(page_shift.wrapping_sub(base));
+    let first = in_base_pages(first);
+    for index in first..first.wrapping_add(in_base_pages(pages)) {
+        let size = 1usize.wrapping_shl(base);
+        // SAFETY: as the caller promises.
+        function(index as u64, unsafe { &mut *ptr::slice_from_raw_parts_mut(target, size) });
+        target = target.wrapping_add(size);
+    }
 }
 
 /// Pages of zeroes to copy from: a read-only mapping whose every page is the kernel's one zero
@@ -209,6 +252,8 @@ impl Zeroes {
 pub(crate) struct Buffers {
     base: *mut u8,
     page_size: usize,
+    /// How many there are.
+    count: usize,
     /// A bit for each buffer that is in use.
     claimed: AtomicU64,
 }
@@ -225,19 +270,19 @@ pub(crate) struct Claimed<'a> {
 }
 
 impl Buffers {
-    /// Buffers in [`PAGE_BUFFERS`] pages of `page_size` bytes at `base`.
+    /// `count` buffers, at most [`PAGE_BUFFERS`], of `page_size` bytes each, at `base`.
     ///
     /// # Safety
     /// The memory is used by nobody else and outlives the value.
-    pub(crate) unsafe fn new(base: *mut u8, page_size: usize) -> Self {
-        Self { base, page_size, claimed: AtomicU64::new(0) }
+    pub(crate) unsafe fn new(base: *mut u8, page_size: usize, count: usize) -> Self {
+        Self { base, page_size, count: count.min(PAGE_BUFFERS), claimed: AtomicU64::new(0) }
     }
 
     /// A buffer, unless all are in use.
     pub(crate) fn claim(&self) -> Option<Claimed<'_>> {
         loop {
             let slot = (!self.claimed.load(Ordering::Relaxed)).trailing_zeros();
-            if slot as usize >= PAGE_BUFFERS {
+            if slot as usize >= self.count {
                 return None;
             }
             let bit = 1 << slot;
@@ -255,11 +300,10 @@ impl Claimed<'_> {
         let size = self.owner.page_size;
         let start = self.owner.base.wrapping_add(size.wrapping_mul(self.slot as usize));
         // SAFETY: the buffer is this claim's alone, and a page long.
-        let buffer = unsafe {
+        unsafe {
             ptr::write_bytes(start, 0, size);
-            &mut *ptr::slice_from_raw_parts_mut(start, size)
-        };
-        function(page as u64, buffer);
+            make(function, page, 1, size.trailing_zeros(), start);
+        }
         start
     }
 }

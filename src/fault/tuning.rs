@@ -31,6 +31,9 @@ pub(crate) const STAGING_SLOTS: usize = pick(8, 1);
 /// How many calls of a page function may run at once in an arena, at most 64.
 pub(crate) const PAGE_BUFFERS: usize = pick(64, 1);
 
+/// The same where pages are huge ones, and the buffers are.
+pub(crate) const HUGE_BUFFERS: usize = pick(8, 1);
+
 /// The shortest run of present pages that counts as a stream under a budget: pages that are there by
 /// chance hardly ever lie like that.
 pub(crate) const STREAM: usize = pick(8, 2);

@@ -19,6 +19,13 @@ pub enum Bound {
     TemplateUnreadable,
     /// The kernel has no memory for the page; or, without userfaultfd, no mapping (`vm.max_map_count`).
     OutOfMemory,
+    /// No huge page is left in the system's pool (`vm.nr_hugepages`,
+    /// `vm.nr_overcommit_hugepages`): for the page, or for a copy of one that is still shared with a
+    /// forked process.
+    NoHugePages,
+    /// The file that the arena shares with other processes ends before the page: somebody has cut it
+    /// short.
+    MemoryCutShort,
     /// This is a forked child, which must not touch the arena:
     /// [`OnFork::Forbid`](crate::OnFork::Forbid).
     NotInherited,
@@ -49,14 +56,19 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// What it was; `None` if it is no violation.
-    pub(crate) fn bound(self, region: &Region) -> Option<Bound> {
+    /// What it was, of a touch at `address`; `None` if it is no violation.
+    pub(crate) fn bound(self, region: &Region, address: usize) -> Option<Bound> {
         let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);
+        let is_cut_short = || region.backing.ends_before(address.wrapping_sub(region.base));
         Some(match self {
             Self::Limit if region.is_forbidden() => Bound::NotInherited,
             Self::Limit => Bound::Limit(bytes(region.limit())),
             Self::Budget => Bound::Budget(bytes(region.budget as usize)),
+            Self::TemplateUnreadable | Self::Unresolvable(_) if is_cut_short() => {
+                Bound::MemoryCutShort
+            }
             Self::TemplateUnreadable => Bound::TemplateUnreadable,
+            Self::OutOfMemory if region.backing.is_huge() => Bound::NoHugePages,
             Self::OutOfMemory | Self::Protected => Bound::OutOfMemory,
             Self::ForkedWithoutHooks => Bound::ForkedWithoutHooks,
             Self::Unresolvable(errno) => Bound::Unresolvable(errno),
@@ -221,6 +233,13 @@ impl Text {
             Bound::TemplateUnreadable => self.str(": its template cannot be read"),
             Bound::OutOfMemory => {
                 self.str(": the kernel has no memory, or no mapping, for the page")
+            }
+            Bound::NoHugePages => self.str(
+                ": no huge page is left in the system's pool (vm.nr_hugepages, \
+                 vm.nr_overcommit_hugepages)",
+            ),
+            Bound::MemoryCutShort => {
+                self.str(": the file that it shares with other processes was cut short")
             }
             Bound::NotInherited => self.str(": a forked child must not touch this arena"),
             Bound::ForkedWithoutHooks => self.str(

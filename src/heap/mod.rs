@@ -95,6 +95,9 @@ impl Heap {
     ///
     /// # Errors
     /// - [`ErrorKind::TemplateNotZero`](crate::ErrorKind::TemplateNotZero): blocks start as zeroes.
+    /// - [`ErrorKind::NotPrivate`](crate::ErrorKind::NotPrivate),
+    ///   [`ErrorKind::NotBasePages`](crate::ErrorKind::NotBasePages): the arena's memory is shared, or of
+    ///   huge pages out of the system's pool.
     /// - [`ErrorKind::MustBeInherited`](crate::ErrorKind::MustBeInherited): forked children would get
     ///   the arena empty, but what leads to the heap's blocks with content.
     /// - [`ErrorKind::NotInherited`](crate::ErrorKind::NotInherited): this is such a child.

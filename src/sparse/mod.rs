@@ -6,7 +6,7 @@ pub use runs::PopulatedElements;
 
 use crate::arena::{Arena, ArenaBuilder, Template};
 use crate::error::{Error, ErrorKind, Operation, Result};
-use crate::page::{CHUNK, page_size};
+use crate::page::CHUNK;
 use bytemuck::Zeroable;
 use core::fmt;
 use core::marker::PhantomData;
@@ -49,6 +49,7 @@ impl<T: Copy> SparseArray<T> {
     /// # Errors
     /// - [`ErrorKind::ZeroLength`], [`ErrorKind::TooLong`], [`ErrorKind::ZeroSized`],
     ///   [`ErrorKind::Overaligned`] (to more than 2 MiB): there is no such array.
+    /// - [`ErrorKind::NotPrivate`]: it was to be of shared memory, to which others may write anything.
     /// - Those of [`ArenaBuilder::reserve`].
     pub fn filled(len: usize, value: T) -> Result<Self> {
         Self::filled_in(len, value, |arena| arena)
@@ -134,6 +135,10 @@ impl<T> SparseArray<T> {
         let mut builder = configure(Arena::builder(bytes)).template(template);
         // Whatever builder came back, the array's length is what its safety rests on.
         builder.len = bytes;
+        // Others may write to shared memory whatever they like, whenever they like.
+        if builder.is_shared() {
+            return Err(Error::new(Operation::Array, ErrorKind::NotPrivate));
+        }
         Ok(Self { arena: builder.reserve()?, len, value, elements: PhantomData })
     }
 
@@ -187,7 +192,7 @@ impl<T> SparseArray<T> {
     /// ```
     pub fn discard(&mut self, range: Range<usize>) -> Result<()> {
         let bytes = self.byte_range(Operation::Discard, &range)?;
-        let page = page_size();
+        let page = self.arena.page_size();
         let whole = bytes.start.next_multiple_of(page)..bytes.end - bytes.end % page;
         if whole.start >= whole.end {
             // Within one page, or the edges of two.

@@ -1,25 +1,24 @@
-//! Files in memory: memfd_create(2) and what is done to them.
+//! The system calls that make and ask about files in memory.
 
 use super::seam::{self, Call};
-use core::ffi::{CStr, c_int};
+use core::ffi::CStr;
 use nix::errno::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// memfd_create(2): an empty file, close-on-exec, that can be sealed. `name` is for `/proc/PID/maps`.
-pub(crate) fn make_file(name: &CStr) -> Result<OwnedFd, Errno> {
-    seam::pass(Call::MakeFile)?;
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+/// memfd_create(2), close-on-exec.
+pub(crate) fn memfd(name: &CStr, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
+    seam::pass(Call::MakeMemory)?;
     // SAFETY: the name is a C string.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) };
     // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
     Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// ftruncate(2).
-pub(crate) fn resize(file: BorrowedFd<'_>, len: usize) -> Result<(), Errno> {
-    seam::pass(Call::ResizeFile)?;
+pub(crate) fn set_file_len(file: BorrowedFd<'_>, len: usize) -> Result<(), Errno> {
+    seam::pass(Call::SetLength)?;
     let len = libc::off_t::try_from(len).map_err(|_| Errno::EFBIG)?;
-    // SAFETY: it touches no memory.
+    // SAFETY: it touches no memory of ours but pages that a caller may map, whose file it owns.
     Errno::result(unsafe { libc::ftruncate(file.as_raw_fd(), len) }).map(drop)
 }
 
@@ -32,11 +31,41 @@ pub(crate) fn punch(file: BorrowedFd<'_>, offset: usize, len: usize) -> Result<(
     Errno::result(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)
 }
 
-/// fcntl(2): nobody changes the file's length or its bytes from here on, its maker included.
-pub(crate) fn seal(file: BorrowedFd<'_>) -> Result<(), Errno> {
-    const SEALS: c_int =
-        libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
-    seam::pass(Call::SealFile)?;
+/// fcntl(2) F_ADD_SEALS.
+pub(crate) fn seal(file: BorrowedFd<'_>, seals: libc::c_int) -> Result<(), Errno> {
+    seam::pass(Call::Seal)?;
     // SAFETY: it touches no memory.
-    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) }).map(drop)
+    Errno::result(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+}
+
+/// fcntl(2) F_DUPFD_CLOEXEC.
+pub(crate) fn duplicate(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    seam::pass(Call::Duplicate)?;
+    // SAFETY: it touches no memory.
+    let fd = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 3) };
+    // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Bytes of a file, by fstat(2); works inside a signal handler.
+#[inline(never)]
+pub(crate) fn file_len(file: RawFd) -> Result<u64, Errno> {
+    seam::pass(Call::Stat)?;
+    // SAFETY: zeroes are a valid stat, which fstat(2) overwrites.
+    unsafe {
+        let mut stat: libc::stat = core::mem::zeroed();
+        Errno::result(libc::fstat(file, &raw mut stat))?;
+        Ok(stat.st_size as u64)
+    }
+}
+
+/// What kind of file system a file is on, and the size of its pages, by fstatfs(2).
+pub(crate) fn file_system(file: BorrowedFd<'_>) -> Result<(u64, usize), Errno> {
+    seam::pass(Call::Stat)?;
+    // SAFETY: zeroes are a valid statfs, which fstatfs(2) overwrites.
+    unsafe {
+        let mut stat: libc::statfs = core::mem::zeroed();
+        Errno::result(libc::fstatfs(file.as_raw_fd(), &raw mut stat))?;
+        Ok((stat.f_type as u64, stat.f_bsize as usize))
+    }
 }

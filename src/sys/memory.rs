@@ -67,7 +67,7 @@ pub(crate) unsafe fn unlock(start: *mut u8, len: usize) -> Result<(), Errno> {
 #[inline(always)]
 pub(crate) unsafe fn advise(start: *mut u8, len: usize, advice: c_int) -> Result<(), Errno> {
     seam::pass(match advice {
-        libc::MADV_DONTNEED => Call::Discard,
+        libc::MADV_DONTNEED | libc::MADV_REMOVE => Call::Discard,
         libc::MADV_POPULATE_READ => Call::PopulateRead,
         libc::MADV_POPULATE_WRITE => Call::PopulateWrite,
         libc::MADV_WIPEONFORK => Call::WipeOnFork,

@@ -9,7 +9,7 @@ mod memory;
 #[cfg_attr(not(lacuna_seam), allow(unreachable_pub, reason = "public for tests with the seam"))]
 pub mod seam;
 
-pub(crate) use file::{make_file, punch, resize, seal};
+pub(crate) use file::{duplicate, file_len, file_system, memfd, punch, seal, set_file_len};
 pub(crate) use memory::{
     advise, copy_out, is_readable, map, protect, remap, resident, unlock, unmap,
 };

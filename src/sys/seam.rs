@@ -28,8 +28,8 @@ calls! {
     Userfaultfd, OpenDevice, NewFromDevice, Api, Register, Unregister, Wake, Copy, Zeropage, Move,
     WriteProtect, Continue, Poison, Map, Unmap, Protect, Unlock, Discard, PopulateRead, PopulateWrite,
     WipeOnFork, Advise, Remap, Mincore, OpenPagemap, ReadPagemap, ScanPagemap, OpenMemory,
-    WriteMemory, MakeFile, ResizeFile, WriteFile, PunchFile, SealFile, Sigaction, AtFork, ThreadKey,
-    CopyOut,
+    WriteMemory, Sigaction, AtFork, ThreadKey, MakeMemory, SetLength, Seal, Duplicate, Stat, WriteFile,
+    PunchFile, CopyOut,
 }
 
 /// Lets a call happen, or says how it fails.
