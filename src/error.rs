@@ -59,6 +59,13 @@ pub enum Operation {
     Measure,
     /// Making a [`SparseArray`](crate::SparseArray).
     Array,
+    /// [`Arena::start_recording`](crate::Arena::start_recording) or
+    /// [`Arena::stop_recording`](crate::Arena::stop_recording).
+    Record,
+    /// [`Arena::replay`](crate::Arena::replay).
+    Replay,
+    /// [`Trace::load`](crate::Trace::load).
+    LoadTrace,
 }
 
 impl Operation {
@@ -90,6 +97,9 @@ impl Operation {
             Self::SetLimit => "set the limit",
             Self::Measure => "measure",
             Self::Array => "make a sparse array",
+            Self::Record => "record first touches",
+            Self::Replay => "replay a trace",
+            Self::LoadTrace => "load a trace",
         }
     }
 }
@@ -164,6 +174,16 @@ pub enum ErrorKind {
     /// This process is a forked child that could not open a userfaultfd of its own, or one of its
     /// children: arenas do not work in it.
     NotRearmed,
+    /// First touches of the arena are being recorded already.
+    AlreadyRecording,
+    /// First touches of the arena are not being recorded.
+    NotRecording,
+    /// It is no trace, or not a whole one, or one that was changed.
+    TraceDamaged,
+    /// The trace was saved by a version of lacuna whose traces this one does not know.
+    TraceVersion,
+    /// The trace was recorded on a system with another page size.
+    PageSizeDiffers,
 }
 
 impl ErrorKind {
@@ -205,6 +225,11 @@ impl ErrorKind {
             Self::NotRearmed => {
                 "this forked process could not open a userfaultfd, so arenas do not work in it"
             }
+            Self::AlreadyRecording => "it is being recorded already",
+            Self::NotRecording => "it is not being recorded",
+            Self::TraceDamaged => "it is no trace, or a damaged one",
+            Self::TraceVersion => "the trace is of an unknown version",
+            Self::PageSizeDiffers => "the trace was recorded with another page size",
         }
     }
 }
@@ -228,6 +253,9 @@ impl ErrorKind {
                 "give the thread an alternate stack of ordinary memory, see sigaltstack(2)"
             }
             Self::TooManyHandlers => "somebody installs new handlers over and over",
+            Self::TraceDamaged | Self::TraceVersion | Self::PageSizeDiffers => {
+                "record a new one, and go on without until then"
+            }
             _ => return None,
         })
     }
@@ -354,7 +382,9 @@ impl Error {
                 | Operation::Reserve
                 | Operation::Populate
                 | Operation::Discard
-                | Operation::SetLimit,
+                | Operation::SetLimit
+                | Operation::Record
+                | Operation::Replay,
                 _,
                 Some(Errno::ENOMEM),
             ) => {
@@ -425,6 +455,7 @@ impl From<Error> for std::io::Error {
                 None,
             ) => Io::Unsupported,
             (ErrorKind::NotInherited, None) => Io::PermissionDenied,
+            (ErrorKind::TraceDamaged | ErrorKind::TraceVersion, None) => Io::InvalidData,
             _ => Io::InvalidInput,
         };
         Self::new(kind, error)

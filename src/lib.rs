@@ -19,7 +19,7 @@ pub mod uffd;
 #[doc = include_str!("../GUARANTEES.md")]
 pub mod guarantees {}
 
-pub use arena::{Arena, ArenaBuilder, Populated, Stats, Template};
+pub use arena::{Arena, ArenaBuilder, Populated, Replayed, Stats, Template, Touched, Trace};
 pub use arena::{check_thread, is_in_front, take_front};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use fault::backend::Backend;

@@ -8,12 +8,14 @@ use crate::atomic::{AtomicU32, AtomicUsize};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::ledger::{Ledger, UNBOUNDED};
+use crate::fault::log::Log;
 use crate::fault::region::{Counters, Name, Region};
 use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
 use crate::fault::tuning::PAGE_BUFFERS;
 use crate::fault::window::Window;
 use crate::fork::OnFork;
+use crate::lock::Mutex;
 use crate::page::{CHUNK, page_shift, page_size, round_up};
 use crate::uffd::Ioctls;
 
@@ -247,6 +249,7 @@ impl<'a> ArenaBuilder<'a> {
             name: settings.name,
             lends: self.lends(&source),
             huge: AtomicU32::new(u32::from(huge)),
+            log: Log::new(),
             handed_over: AtomicU32::new(0),
             hand: AtomicUsize::new(0),
             limit: AtomicUsize::new(settings.limit),
@@ -265,6 +268,7 @@ impl<'a> ArenaBuilder<'a> {
             base,
             span: layout.span,
             keep_resident: keep,
+            recording: Mutex::new(None),
             _reservation: reservation,
             _tables: tables,
             _buffers: buffers,

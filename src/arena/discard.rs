@@ -75,7 +75,7 @@ impl Arena {
 
 impl Arena {
     /// Recalls the lent chunks that reach to page `limit` or past it.
-    pub(super) fn recall_from(&self, limit: usize) -> Result<()> {
+    pub(super) fn recall_from(&self, operation: Operation, limit: usize) -> Result<()> {
         let blocked = SignalsBlocked::new();
         let mut from = limit / self.region().chunk_pages();
         while let Some(index) = lend::next_lent_from(self.region(), from) {
@@ -85,7 +85,7 @@ impl Arena {
             };
             self.as_owner(&blocked, index, recall)
                 .unwrap_or(Ok(()))
-                .map_err(|errno| Error::os(Operation::SetLimit, errno))?;
+                .map_err(|errno| Error::os(operation, errno))?;
             from = index + 1;
         }
         Ok(())

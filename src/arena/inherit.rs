@@ -82,6 +82,7 @@ fn open() -> Result<()> {
 
 /// Makes a region what its arena was told to be in children, and has its touches noticed.
 fn take_over(region: &Region) -> Result<()> {
+    region.log.forget();
     if !is_lazy(region) {
         return Ok(());
     }

@@ -14,18 +14,23 @@ mod measure;
 mod mprotect;
 mod populate;
 mod publish;
+mod record;
 mod registrar;
+mod replay;
 mod reset;
 mod runs;
 mod stats;
 mod template;
+mod trace;
 
 pub use builder::ArenaBuilder;
 pub use check::check_thread;
 pub use front::{is_in_front, take_front};
+pub use replay::Replayed;
 pub use runs::Populated;
 pub use stats::Stats;
 pub use template::Template;
+pub use trace::{Touched, Trace};
 
 pub(crate) use mapping::Mapping;
 pub(crate) use stats::Bytes;
@@ -35,6 +40,7 @@ use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::lend;
 use crate::fault::region::Region;
+use crate::lock::Mutex;
 use crate::page::{page_size, round_up};
 use core::fmt;
 use core::ops::Range;
@@ -93,6 +99,9 @@ pub struct Arena {
     span: usize,
     /// Pages that `reset` keeps at most.
     keep_resident: usize,
+    /// What first touches are being recorded in. Locked only while the registrar is, and so by nobody
+    /// when a process forks.
+    recording: Mutex<Option<Mapping>>,
     // Dropped in this order, after the region is retired: what the handler reads goes last.
     _reservation: Mapping,
     _tables: Mapping,
@@ -176,7 +185,7 @@ impl Arena {
         }
         // Pairs with the fence in `lend`: a chunk that is being lent by the old limit is marked.
         fence(Ordering::SeqCst);
-        self.recall_from(pages)
+        self.recall_from(Operation::SetLimit, pages)
     }
 
     /// Numbers about the arena; a few loads, no system call.

@@ -2,6 +2,7 @@
 
 use super::backend::Backend;
 use super::ledger::Ledger;
+use super::log::Log;
 use super::signals::Signal;
 use super::source::Source;
 use super::tables::{Chunk, Tables};
@@ -54,6 +55,8 @@ pub(crate) struct Region {
     pub(crate) huge: AtomicU32,
     /// Whether chunks may be lent: the template is zeroes, and the arena was not told otherwise.
     pub(crate) lends: bool,
+    /// The order of first touches, while it is recorded.
+    pub(crate) log: Log,
     /// 1 once the whole reservation is the kernel's to fill: it raises no signal any more.
     pub(crate) handed_over: AtomicU32,
     /// Where the search for a chunk to recall goes on.
