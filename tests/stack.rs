@@ -94,6 +94,12 @@ fn every_way_to_resolve_a_fault_fits() {
     let repeated = Arena::builder(1 << 40).template(template).reserve().unwrap();
     check("a template", &|| (0..2 * pages).for_each(|page| touch(&repeated, page, true)));
 
+    repeated.start_recording(8).unwrap();
+    check("recording", &|| {
+        (5 * pages..5 * pages + 16).for_each(|page| touch(&repeated, page, true))
+    });
+    assert_eq!(repeated.stop_recording().unwrap().len(), 8);
+
     let budget = 4 * CHUNK;
     let bounded = Arena::builder(1 << 40).budget(budget).reserve().unwrap();
     check("lending and recalling under a budget", &|| {

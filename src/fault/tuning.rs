@@ -47,4 +47,4 @@ pub(crate) const DISCARD_BATCH: usize = pick(32, 2);
 pub(crate) const REPLAY_BATCH: usize = pick(4096, 5);
 
 /// Pages between two runs of a file that are read ahead along with them.
-pub(crate) const READ_ALONG: usize = pick(16, 1);
+pub(crate) const READ_ALONG: usize = pick(4, 1);
