@@ -99,7 +99,7 @@ fn options() -> Result<Options, Box<dyn Error>> {
         match argument.as_str() {
             "--quick" => (options.bytes, options.lookups) = (64 << 20, 4_000),
             "--dir" => {
-                options.directory = arguments.next().ok_or("--dir needs a directory")?.into()
+                options.directory = arguments.next().ok_or("--dir needs a directory")?.into();
             }
             _ => return Err(format!("no such option: {argument}").into()),
         }

@@ -19,6 +19,9 @@ pub mod uffd;
 #[doc = include_str!("../GUARANTEES.md")]
 pub mod guarantees {}
 
+#[doc = include_str!("../UFFDIO.md")]
+pub mod uffdio {}
+
 pub use arena::{Arena, ArenaBuilder, Populated, Replayed, Stats, Template, Touched, Trace};
 pub use arena::{check_thread, is_in_front, take_front};
 pub use error::{Error, ErrorKind, Operation, Result};

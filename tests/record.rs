@@ -100,7 +100,7 @@ fn a_stream_is_one_run() {
     let stream: Vec<_> = (0..1000).map(|page| (page, Access::Write)).collect();
     let trace = record(&arena, &stream);
     let runs: Vec<_> = trace.iter().map(|it| it.range).collect();
-    assert_eq!(runs, [0..1000 * page_size()]);
+    assert_eq!(runs, std::slice::from_ref(&(0..1000 * page_size())));
     assert_eq!(arena.stats().faults, 1000);
 }
 

@@ -96,7 +96,7 @@ fn every_way_to_resolve_a_fault_fits() {
 
     repeated.start_recording(8).unwrap();
     check("recording", &|| {
-        (5 * pages..5 * pages + 16).for_each(|page| touch(&repeated, page, true))
+        (5 * pages..5 * pages + 16).for_each(|page| touch(&repeated, page, true));
     });
     assert_eq!(repeated.stop_recording().unwrap().len(), 8);
 

@@ -26,8 +26,8 @@
 //! `uffd_open.rs`); ENOMEM of COPY, ZEROPAGE, CONTINUE, POISON and MOVE, which needs a machine or a
 //! control group without memory; ESRCH of MOVE, where the kernel looks at the calling process
 //! first; EFAULT of WRITEPROTECT, "a generic fault during processing"; ENOSPC of COPY, which Linux
-//! 4.13 abolished; EMFILE of read(2), which takes a fork event, hence privilege; whatever needs
-//! hugetlbfs, whose pages an administrator has to set aside.
+//! 4.13 abolished; EMFILE of read(2), which takes a fork event, hence privilege; what is
+//! peculiar to hugetlbfs is in `uffd_hugetlb.rs`.
 
 mod uffd_support;
 
