@@ -71,6 +71,13 @@ pub enum Operation {
     Pool,
     /// [`Pool::acquire`](crate::Pool::acquire).
     Acquire,
+    /// [`Arena::start_recording`](crate::Arena::start_recording) or
+    /// [`Arena::stop_recording`](crate::Arena::stop_recording).
+    Record,
+    /// [`Arena::replay`](crate::Arena::replay).
+    Replay,
+    /// [`Trace::load`](crate::Trace::load).
+    LoadTrace,
 }
 
 impl Operation {
@@ -108,6 +115,9 @@ impl Operation {
             Self::Rollback => "roll back",
             Self::Pool => "make a pool",
             Self::Acquire => "acquire an instance",
+            Self::Record => "record first touches",
+            Self::Replay => "replay a trace",
+            Self::LoadTrace => "load a trace",
         }
     }
 }
@@ -205,6 +215,16 @@ pub enum ErrorKind {
     /// There is no checkpoint to come back to: none was made, it was forgotten, or this is a forked
     /// child, which has none of its parent's.
     NoCheckpoint,
+    /// First touches of the arena are being recorded already.
+    AlreadyRecording,
+    /// First touches of the arena are not being recorded.
+    NotRecording,
+    /// It is no trace, or not a whole one, or one that was changed.
+    TraceDamaged,
+    /// The trace was saved by a version of lacuna whose traces this one does not know.
+    TraceVersion,
+    /// The trace was recorded on a system with another page size.
+    PageSizeDiffers,
 }
 
 impl ErrorKind {
@@ -260,6 +280,11 @@ impl ErrorKind {
                 "this forked process could not open a userfaultfd, so arenas do not work in it"
             }
             Self::NoCheckpoint => "there is no checkpoint",
+            Self::AlreadyRecording => "it is being recorded already",
+            Self::NotRecording => "it is not being recorded",
+            Self::TraceDamaged => "it is no trace, or a damaged one",
+            Self::TraceVersion => "the trace is of an unknown version",
+            Self::PageSizeDiffers => "the trace was recorded with another page size",
         }
     }
 }
@@ -299,6 +324,9 @@ impl ErrorKind {
             }
             Self::MemoryTooShort => "make it longer, see ftruncate(2)",
             Self::TooManyHandlers => "somebody installs new handlers over and over",
+            Self::TraceDamaged | Self::TraceVersion | Self::PageSizeDiffers => {
+                "record a new one, and go on without until then"
+            }
             _ => return None,
         })
     }
@@ -427,7 +455,9 @@ impl Error {
                 | Operation::Discard
                 | Operation::SetLimit
                 | Operation::Checkpoint
-                | Operation::Rollback,
+                | Operation::Rollback
+                | Operation::Record
+                | Operation::Replay,
                 _,
                 Some(Errno::ENOMEM),
             ) => {
@@ -510,6 +540,7 @@ impl From<Error> for std::io::Error {
                 None,
             ) => Io::Unsupported,
             (ErrorKind::NotInherited, None) => Io::PermissionDenied,
+            (ErrorKind::TraceDamaged | ErrorKind::TraceVersion, None) => Io::InvalidData,
             _ => Io::InvalidInput,
         };
         Self::new(kind, error)

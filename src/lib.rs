@@ -20,7 +20,12 @@ pub mod uffd;
 #[doc = include_str!("../GUARANTEES.md")]
 pub mod guarantees {}
 
-pub use arena::{Arena, ArenaBuilder, PageSize, Populated, Stats, Template};
+#[doc = include_str!("../UFFDIO.md")]
+pub mod uffdio {}
+
+pub use arena::{
+    Arena, ArenaBuilder, PageSize, Populated, Replayed, Stats, Template, Touched, Trace,
+};
 pub use arena::{check_thread, is_in_front, take_front};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use fault::backend::Backend;

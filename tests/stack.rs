@@ -133,6 +133,12 @@ fn every_way_to_resolve_a_fault_fits() {
         check("huge pages of the pool", &touches);
     }
 
+    repeated.start_recording(8).unwrap();
+    check("recording", &|| {
+        (5 * pages..5 * pages + 16).for_each(|page| touch(&repeated, page, true));
+    });
+    assert_eq!(repeated.stop_recording().unwrap().len(), 8);
+
     let budget = 4 * CHUNK;
     let bounded = Arena::builder(1 << 40).budget(budget).reserve().unwrap();
     check("lending and recalling under a budget", &|| {

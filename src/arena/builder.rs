@@ -9,6 +9,7 @@ use crate::atomic::{AtomicU32, AtomicUsize, UnsafeCell};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::ledger::{Ledger, UNBOUNDED};
+use crate::fault::log::Log;
 use crate::fault::region::{Counters, HUGE_ALLOWED, Name, Region};
 use crate::fault::source::{Buffers, Source};
 use crate::fault::tables::{self, Tables};
@@ -16,6 +17,7 @@ use crate::fault::track::{Track, Tracking};
 use crate::fault::tuning::{HUGE_BUFFERS, PAGE_BUFFERS};
 use crate::fault::window::Window;
 use crate::fork::OnFork;
+use crate::lock::Mutex;
 use crate::page::{CHUNK, round_up};
 use crate::uffd::Ioctls;
 
@@ -325,6 +327,7 @@ impl<'a> ArenaBuilder<'a> {
             is_second,
             track: Track::new(),
             scattered: AtomicU32::new(u32::from(keep == 0 || matches!(source, Source::Zero))),
+            log: Log::new(),
             handed_over: AtomicU32::new(0),
             hand: AtomicUsize::new(0),
             limit: AtomicUsize::new(settings.limit),
@@ -345,6 +348,7 @@ impl<'a> ArenaBuilder<'a> {
             keep_resident: keep,
             checkpoint: UnsafeCell::new(None),
             resets: AtomicU32::new(0),
+            recording: Mutex::new(None),
             _reservation: reservation,
             _tables: tables,
             file,

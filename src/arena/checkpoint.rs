@@ -122,7 +122,7 @@ impl Arena {
     /// Makes the first checkpoint, of all that is present.
     fn adopt_all(&self, blocked: &SignalsBlocked) -> Result<()> {
         self.region().track.set_cool(false);
-        self.recall_from(0, Operation::Checkpoint)?;
+        self.recall_from(Operation::Checkpoint, 0)?;
         let mut adopter = Adopter::new(self.region())?;
         let mut from = 0;
         while let Some(index) = self.region().tables.summary().next(from) {

@@ -125,7 +125,7 @@ impl Arena {
     }
 
     /// Recalls the lent chunks that reach to page `limit` or past it.
-    pub(super) fn recall_from(&self, limit: usize, operation: Operation) -> Result<()> {
+    pub(super) fn recall_from(&self, operation: Operation, limit: usize) -> Result<()> {
         let blocked = SignalsBlocked::new();
         let mut from = limit / self.region().chunk_pages();
         while let Some(index) = lend::next_lent_from(self.region(), from) {

@@ -87,6 +87,7 @@ fn take_over(region: &Region) -> Result<()> {
     // The kernel has forgotten what is protected, and emptied what the checkpoint saved.
     region.track.forget();
     region.huge.fetch_and(!HUGE_PAUSED, Ordering::Relaxed);
+    region.log.forget();
     if !is_lazy(region) {
         return Ok(());
     }

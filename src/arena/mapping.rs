@@ -173,6 +173,14 @@ impl Mapping {
         }
     }
 
+    /// Has the kernel fill all of it now, where it can be told to (since Linux 5.14).
+    pub(crate) fn populate(&self) -> Result<()> {
+        match self.advise(0, self.len, libc::MADV_POPULATE_WRITE) {
+            Err(error) if error.errno() == Some(Errno::EINVAL) => Ok(()),
+            result => result,
+        }
+    }
+
     /// Has a forked child find `len` bytes at `offset` empty (since Linux 4.14).
     pub(crate) fn wipe_on_fork(&self, offset: usize, len: usize) -> Result<()> {
         self.advise(offset, len, libc::MADV_WIPEONFORK)

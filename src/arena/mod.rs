@@ -17,7 +17,9 @@ mod memory;
 mod mprotect;
 mod populate;
 mod publish;
+mod record;
 mod registrar;
+mod replay;
 mod reset;
 mod rollback;
 mod runs;
@@ -25,15 +27,18 @@ mod shadow;
 mod shared;
 mod stats;
 mod template;
+mod trace;
 mod written;
 
 pub use builder::ArenaBuilder;
 pub use check::check_thread;
 pub use front::{is_in_front, take_front};
 pub use memory::PageSize;
+pub use replay::Replayed;
 pub use runs::Populated;
 pub use stats::Stats;
 pub use template::Template;
+pub use trace::{Touched, Trace};
 
 pub(crate) use mapping::Mapping;
 pub(crate) use stats::Bytes;
@@ -44,6 +49,7 @@ use crate::fault::backend::Backend;
 use crate::fault::lend;
 use crate::fault::region::Region;
 use crate::fault::track::Tracking;
+use crate::lock::Mutex;
 use crate::page::round_up;
 use core::fmt;
 use core::ops::Range;
@@ -107,6 +113,9 @@ pub struct Arena {
     checkpoint: UnsafeCell<Option<shadow::Shadow>>,
     /// Times that `reset` has found chunks of a shared image lent, since they were.
     resets: AtomicU32,
+    /// What first touches are being recorded in. Locked only while the registrar is, and so by nobody
+    /// when a process forks.
+    recording: Mutex<Option<Mapping>>,
     // Dropped in this order, after the region is retired: what the handler reads goes last.
     _reservation: Mapping,
     _tables: Mapping,
@@ -218,7 +227,7 @@ impl Arena {
         }
         // Pairs with the fence in `lend`: a chunk that is being lent by the old limit is marked.
         fence(Ordering::SeqCst);
-        self.recall_from(pages, Operation::SetLimit)
+        self.recall_from(Operation::SetLimit, pages)
     }
 
     /// Numbers about the arena; a few loads, no system call.

@@ -79,7 +79,8 @@ impl Arena {
             let first = index * chunk_pages;
             let part = page - first..(pages.end - first).min(chunk_pages);
             page = first + part.end;
-            let populated = self.populate_chunk(index, part.clone());
+            let whole = [Part { pages: part.clone(), access: Access::Write }];
+            let populated = self.populate_chunk(index, &whole).map_err(|(_, cause)| cause);
             populated.and_then(|()| self.admit_system_calls(index, part)).map_err(|cause| {
                 match cause {
                     Cause::Kind(kind) => error(kind),
@@ -102,18 +103,28 @@ impl Arena {
         admitted.unwrap_or(Ok(())).map_err(Cause::Os)
     }
 
-    fn populate_chunk(&self, index: usize, part: Range<usize>) -> Result<(), Cause> {
+    /// Makes `parts` of chunk `index` present, one after the other. If it fails, tells at which.
+    pub(super) fn populate_chunk(
+        &self,
+        index: usize,
+        parts: &[Part],
+    ) -> Result<(), (usize, Cause)> {
         // A whole chunk is owned while it is filled.
         let _blocked = SignalsBlocked::new();
         let mut attempts = ATTEMPTS;
+        let mut done = 0;
         loop {
-            let attempt = self.as_filler(index, |region, chunk| fill_gaps(region, chunk, &part));
+            let attempt =
+                self.as_filler(index, |region, chunk| fill_parts(region, chunk, parts, &mut done));
+            let failed = |cause| Err((done, cause));
             match attempt {
                 // So it is said of an empty pool as well, which others may have filled meanwhile.
                 Some(Ok(Attempt::Again(_))) if attempts == 0 && self.region().backing.is_huge() => {
-                    return Err(Cause::Kind(ErrorKind::NoHugePages));
+                    return failed(Cause::Kind(ErrorKind::NoHugePages));
                 }
-                Some(Ok(Attempt::Again(errno))) if attempts == 0 => return Err(Cause::Os(errno)),
+                Some(Ok(Attempt::Again(errno))) if attempts == 0 => {
+                    return failed(Cause::Os(errno));
+                }
                 Some(Ok(Attempt::Again(_))) => {
                     attempts -= 1;
                     pause(10_000);
@@ -122,26 +133,50 @@ impl Arena {
                 // Each such round recalls a chunk, or waits for somebody who does.
                 Some(Ok(Attempt::Exhausted)) if !is_exhausted(&self.pin()) => {}
                 Some(Ok(Attempt::Exhausted)) => {
-                    return Err(Cause::Kind(ErrorKind::BudgetExhausted));
+                    return failed(Cause::Kind(ErrorKind::BudgetExhausted));
                 }
                 Some(Ok(Attempt::Unmapped)) if merge_any(&self.pin()) => {}
-                Some(Ok(Attempt::Unmapped)) => return Err(Cause::Os(Errno::ENOMEM)),
+                Some(Ok(Attempt::Unmapped)) => return failed(Cause::Os(Errno::ENOMEM)),
                 Some(Ok(Attempt::Done)) | None => return Ok(()),
-                Some(Err(cause)) => return Err(cause),
+                Some(Err(cause)) => return failed(cause),
             }
         }
     }
 }
 
+/// Pages of a chunk, and what they are to be: memory, or, where it is enough to read them and they are
+/// zeroes, the zero page.
+pub(super) struct Part {
+    pub(super) pages: Range<usize>,
+    pub(super) access: Access,
+}
+
 /// Why populating failed.
-enum Cause {
+pub(super) enum Cause {
     Kind(ErrorKind),
     Os(Errno),
 }
 
+/// Installs the absent pages of those `parts` that are not `done`, as a filler of `chunk`.
+fn fill_parts(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    parts: &[Part],
+    done: &mut usize,
+) -> Result<Attempt, Cause> {
+    while let Some(part) = parts.get(*done) {
+        match fill_gaps(region, chunk, part)? {
+            Attempt::Done => *done += 1,
+            attempt => return Ok(attempt),
+        }
+    }
+    Ok(Attempt::Done)
+}
+
 /// Installs the absent pages of `part`, as a filler of `chunk`.
-fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
-    let huge = region.may_be_huge(chunk);
+fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Part) -> Result<Attempt, Cause> {
+    let Part { pages: part, access } = part;
+    let huge = region.may_be_huge(chunk) && *access == Access::Write;
     if huge && part.len() == region.chunk_pages() && fill_whole(region, chunk) {
         return Ok(Attempt::Done);
     }
@@ -150,7 +185,7 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
         let start = present.next_clear(part.clone());
         if start == part.end {
             // A chunk that could not be taken back whole is lent in part.
-            return match chunk.state.is_lent() {
+            return match chunk.state.is_lent() && *access == Access::Write {
                 true => populate_lent(region, chunk, part),
                 false if region.backing.is_shared() => install_again(region, chunk, part),
                 false => Ok(Attempt::Done),
@@ -163,7 +198,7 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<
             Charge::Exhausted if chunk.is_present(start) => continue,
             Charge::Exhausted => return Ok(Attempt::Exhausted),
         };
-        match add(region, chunk, start..start + pages, Access::Write).stopped_by {
+        match add(region, chunk, start..start + pages, *access).stopped_by {
             None => {}
             Some(Errno::EEXIST) if region.backing.is_shared() => match adopt(region, chunk, part) {
                 Some(attempt) => return Ok(attempt),

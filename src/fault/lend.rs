@@ -46,13 +46,13 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
         return false;
     }
     // Pairs with the fence in `Arena::set_limit`: either this sees the lower limit, or that sees
-    // the chunk marked, waits for its owner and recalls it.
+    // the chunk marked, waits for its owner and recalls it. So with `Arena::start_recording`.
     fence(Ordering::SeqCst);
     let promised = match region.ledger.charge(absent, region.budget) {
         Charge::Promised(promised) => promised,
         Charge::Pending | Charge::Exhausted => 0,
     };
-    let allowed = promised == absent && pages.end <= region.limit();
+    let allowed = promised == absent && pages.end <= region.limit() && !region.log.is_open();
     // More than none and fewer than all of them only if it failed half-way.
     let first = if allowed { unregister(region, chunk.index) } else { 0 };
     let lent = first == pages.len();

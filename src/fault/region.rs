@@ -3,6 +3,7 @@
 use super::backend::Backend;
 use super::backing::Backing;
 use super::ledger::Ledger;
+use super::log::Log;
 use super::signals::Signal;
 use super::source::Source;
 use super::tables::{Chunk, Tables};
@@ -71,6 +72,8 @@ pub(crate) struct Region {
     /// 1 while they may be lent now. An arena that restores pages in place lends nothing of a shared
     /// image before the pages that it keeps turn out to be others than those it needs.
     pub(crate) scattered: AtomicU32,
+    /// The order of first touches, while it is recorded.
+    pub(crate) log: Log,
     /// 1 once the whole reservation is the kernel's to fill: it raises no signal any more.
     pub(crate) handed_over: AtomicU32,
     /// Where the search for a chunk to recall goes on.

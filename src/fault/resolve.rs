@@ -125,6 +125,9 @@ fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Pl
     if present.get(page) {
         return Plan::Verify;
     }
+    if region.log.is_open() {
+        return recorded(region, chunk, page, access);
+    }
     let lonely = region.lends && is_lonely(&present, page);
     if lonely && lonely_pages >= LONELY_PAGES && region.may_lend(chunk) {
         return Plan::Lend;
@@ -134,6 +137,15 @@ fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Pl
         true => Plan::FillWhole,
         false => Plan::Install { window, lonely },
     }
+}
+
+/// Records a first touch. The page comes alone while that goes on: what a window, a huge page or the
+/// kernel would fill beside it would be touched later without our knowing.
+#[cold]
+#[inline(never)]
+fn recorded(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Plan {
+    region.log.record(region.pages_of(chunk.index).start.wrapping_add(page), access);
+    Plan::Install { window: alone(page), lonely: false }
 }
 
 /// The page and nothing else.

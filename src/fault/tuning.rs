@@ -44,3 +44,10 @@ pub(crate) const ROOM_SHARE: u64 = pick(8, 2) as u64;
 /// Chunks that are owned together at most, to discard their pages by one system call: faults in them
 /// wait meanwhile.
 pub(crate) const DISCARD_BATCH: usize = pick(32, 2);
+
+/// Pages of a trace that are sorted, and so merged into longer runs, at a time: what was touched first is
+/// there first, but for the order among so many.
+pub(crate) const REPLAY_BATCH: usize = pick(4096, 5);
+
+/// Pages between two runs of a file that are read ahead along with them.
+pub(crate) const READ_ALONG: usize = pick(4, 1);

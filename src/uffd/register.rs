@@ -68,8 +68,9 @@ impl<F: AsFd> Uffd<F> {
 
     /// `UFFDIO_UNREGISTER`: the `len` bytes from `start` are ordinary memory again. Since Linux 4.3.
     ///
-    /// Threads that wait for a page of the range are woken. Pages that are missing read as zero
-    /// when they are touched next; write protection and poison are lifted. Parts that are not
+    /// Threads that wait for a page of the range are woken if it was registered with
+    /// [`RegisterMode::MISSING`]; otherwise [`Uffd::wake`] them afterwards. Pages that are missing read
+    /// as zero when they are touched next; write protection and poison are lifted. Parts that are not
     /// registered are passed over.
     ///
     /// See ioctl_userfaultfd(2), UFFDIO_UNREGISTER.

@@ -4,6 +4,8 @@
 pub(crate) mod chunk;
 #[path = "../../src/fault/ledger.rs"]
 pub(crate) mod ledger;
+#[path = "../../src/fault/log.rs"]
+pub(crate) mod log;
 #[path = "../../src/fault/registry.rs"]
 pub(crate) mod registry;
 
@@ -13,4 +15,13 @@ pub(crate) mod shape {
     pub(crate) const NODE_BITS: u32 = 1;
     pub(crate) const LEVELS: u32 = 1;
     pub(crate) const ROOT_BITS: u32 = 0;
+}
+
+/// How memory was touched.
+pub(crate) mod decode {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Access {
+        Read,
+        Write,
+    }
 }

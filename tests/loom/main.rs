@@ -7,7 +7,7 @@
 
 mod atomic {
     pub(crate) use loom::cell::UnsafeCell;
-    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 }
 
 mod fault;
@@ -19,6 +19,7 @@ mod publish;
 mod block;
 
 mod heap;
+mod log;
 
 use atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering, UnsafeCell};
 use fault::chunk::ChunkState;
