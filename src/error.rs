@@ -53,6 +53,10 @@ pub enum Operation {
     Populate,
     /// [`Arena::discard`](crate::Arena::discard) or [`Arena::reset`](crate::Arena::reset).
     Discard,
+    /// [`Arena::poison`](crate::Arena::poison) or [`Arena::unpoison`](crate::Arena::unpoison).
+    PoisonRange,
+    /// [`Arena::move_pages`](crate::Arena::move_pages).
+    MovePages,
     /// [`Arena::set_limit`](crate::Arena::set_limit).
     SetLimit,
     /// [`Arena::measure`](crate::Arena::measure).
@@ -87,6 +91,8 @@ impl Operation {
             Self::Reserve => "reserve an arena",
             Self::Populate => "populate",
             Self::Discard => "discard",
+            Self::PoisonRange => "poison",
+            Self::MovePages => "move pages",
             Self::SetLimit => "set the limit",
             Self::Measure => "measure",
             Self::Array => "make a sparse array",
@@ -120,6 +126,10 @@ pub enum ErrorKind {
     LimitPastLength,
     /// The range reaches past the limit.
     LimitExceeded,
+    /// Part of the range is poisoned.
+    Poisoned,
+    /// The two ranges overlap.
+    Overlap,
     /// A name must fit 63 bytes.
     NameTooLong,
     /// A window must be at least one page.
@@ -180,6 +190,8 @@ impl ErrorKind {
             Self::BudgetExhausted => "the budget is exhausted",
             Self::LimitPastLength => "the limit lies past the end of the reservation",
             Self::LimitExceeded => "the range reaches past the limit",
+            Self::Poisoned => "part of the range is poisoned",
+            Self::Overlap => "the ranges overlap",
             Self::NameTooLong => "the name is longer than 63 bytes",
             Self::WindowTooSmall => "a window is at least one page",
             Self::ZeroSized => "the element type has no size",
@@ -227,6 +239,7 @@ impl ErrorKind {
             Self::AlternateStackInArena | Self::NoAlternateStack => {
                 "give the thread an alternate stack of ordinary memory, see sigaltstack(2)"
             }
+            Self::Poisoned => "Arena::unpoison lifts the poison",
             Self::TooManyHandlers => "somebody installs new handlers over and over",
             _ => return None,
         })
@@ -344,9 +357,11 @@ impl Error {
                 "the process locks its memory (mlockall(2), MCL_FUTURE): raise RLIMIT_MEMLOCK \
                  (ulimit -l) above the reservation, which is not locked once it is there"
             }
-            (Operation::Discard, _, Some(Errno::EINVAL)) => {
-                "part of the range is locked in memory (mlock(2)): munlock(2) it before"
-            }
+            (
+                Operation::Discard | Operation::PoisonRange | Operation::MovePages,
+                _,
+                Some(Errno::EINVAL),
+            ) => "part of the range is locked in memory (mlock(2)): munlock(2) it before",
             (
                 Operation::Register
                 | Operation::Unregister
@@ -354,13 +369,15 @@ impl Error {
                 | Operation::Reserve
                 | Operation::Populate
                 | Operation::Discard
+                | Operation::PoisonRange
+                | Operation::MovePages
                 | Operation::SetLimit,
                 _,
                 Some(Errno::ENOMEM),
             ) => {
                 "the kernel has no memory left, or the process no mappings: raise vm.max_map_count"
             }
-            (Operation::Populate, ErrorKind::BudgetExhausted, _) => {
+            (Operation::Populate | Operation::MovePages, ErrorKind::BudgetExhausted, _) => {
                 "raise the budget or discard what is no longer needed"
             }
             (Operation::Api, ErrorKind::Unsupported, _) => {

@@ -12,6 +12,7 @@ mod inherit;
 mod mapping;
 mod measure;
 mod mprotect;
+mod poison;
 mod populate;
 mod publish;
 mod registrar;
@@ -58,7 +59,7 @@ use registrar::{REGISTRAR, Seat};
 ///
 /// # Locked memory
 /// mlockall(2) with `MCL_FUTURE` neither locks nor fills an arena, since that would mean all of its
-/// address space. `MCL_CURRENT` locks and fills what is lent, and lacuna's tables (some 140 bytes for
+/// address space. `MCL_CURRENT` locks and fills what is lent, and lacuna's tables (some 200 bytes for
 /// each 2 MiB that is reserved); and it locks the pages that are present and those that come later, as
 /// does mlock(2), which answers `ENOMEM` where some are not. Locked pages cannot be discarded before
 /// munlock(2), and arenas with locked pages hardly get huge ones.

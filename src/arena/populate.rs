@@ -48,6 +48,7 @@ impl Arena {
     /// - [`ErrorKind::OutOfBounds`], [`ErrorKind::Unaligned`]: no such range
     ///   ([`covering`](Self::covering) makes one).
     /// - [`ErrorKind::LimitExceeded`]: it reaches past the limit.
+    /// - [`ErrorKind::Poisoned`]: part of it is [poisoned](Self::poison).
     /// - [`ErrorKind::BudgetExhausted`]: the budget has no room for it.
     /// - [`ErrorKind::TemplateUnreadable`]: the template's file shrank or its device failed.
     /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory.
@@ -119,6 +120,9 @@ enum Cause {
 
 /// Installs the absent pages of `part`, as a filler of `chunk`.
 fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Range<usize>) -> Result<Attempt, Cause> {
+    if chunk.poisoned().next_set(part.clone()) < part.end {
+        return Err(Cause::Kind(ErrorKind::Poisoned));
+    }
     // Relaxed: see where it is cleared.
     let huge = region.huge.load(Ordering::Relaxed) != 0;
     if huge && part.len() == region.chunk_pages() && fill_whole(region, chunk) {

@@ -183,7 +183,7 @@ unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void)
     };
     match result {
         Ok(()) => true,
-        Err(refusal) => violate(signal, &region, address, access, refusal),
+        Err(refusal) => violate(signal, &region, address, page, access, refusal),
     }
 }
 
@@ -194,10 +194,11 @@ fn violate(
     signal: Signal,
     region: &Region,
     address: usize,
+    page: usize,
     access: Access,
     refusal: Refusal,
 ) -> bool {
-    let Some(bound) = refusal.bound(region) else { return false };
+    let Some(bound) = refusal.bound(region, page) else { return false };
     violation::die(signal, &Violation::new(region, address, access, bound));
     true
 }

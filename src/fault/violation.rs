@@ -15,6 +15,14 @@ pub enum Bound {
     Limit(usize),
     /// The arena's budget, given in bytes, is full.
     Budget(usize),
+    /// The page is poisoned, by [`Arena::poison`](crate::Arena::poison), and so are those around it, from
+    /// byte `start` of the arena to before `end`.
+    Poisoned {
+        /// The first byte.
+        start: usize,
+        /// One past the last.
+        end: usize,
+    },
     /// The template's bytes for the page cannot be read: its file shrank, or its device failed.
     TemplateUnreadable,
     /// The kernel has no memory for the page; or, without userfaultfd, no mapping (`vm.max_map_count`).
@@ -36,6 +44,7 @@ pub enum Bound {
 pub(crate) enum Refusal {
     Limit,
     Budget,
+    Poisoned,
     TemplateUnreadable,
     OutOfMemory,
     ForkedWithoutHooks,
@@ -46,13 +55,17 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// What it was; `None` if it is no violation.
-    pub(crate) fn bound(self, region: &Region) -> Option<Bound> {
+    /// What it was, for a touch of page `page`; `None` if it is no violation.
+    pub(crate) fn bound(self, region: &Region, page: usize) -> Option<Bound> {
         let bytes = |pages: usize| pages.wrapping_shl(region.page_shift);
         Some(match self {
             Self::Limit if region.is_forbidden() => Bound::NotInherited,
             Self::Limit => Bound::Limit(bytes(region.limit())),
             Self::Budget => Bound::Budget(bytes(region.budget as usize)),
+            Self::Poisoned => {
+                let pages = region.poisoned_around(page);
+                Bound::Poisoned { start: bytes(pages.start), end: bytes(pages.end) }
+            }
             Self::TemplateUnreadable => Bound::TemplateUnreadable,
             Self::OutOfMemory => Bound::OutOfMemory,
             Self::ForkedWithoutHooks => Bound::ForkedWithoutHooks,
@@ -215,6 +228,9 @@ impl Text {
             Bound::Budget(bytes) => {
                 self.str(" exceeds its budget of ").number(bytes).str(" resident bytes")
             }
+            Bound::Poisoned { start, end } => {
+                self.str(" lies in the poisoned range ").number(start).str("..").number(end)
+            }
             Bound::TemplateUnreadable => self.str(": its template cannot be read"),
             Bound::OutOfMemory => {
                 self.str(": the kernel has no memory, or no mapping, for the page")
@@ -282,6 +298,10 @@ mod tests {
         check(Bound::Budget(4096), &format!("{head} exceeds its budget of 4096 resident bytes\n"));
         let most = usize::MAX;
         check(Bound::Limit(most), &format!("{head} is past its limit of {most} bytes\n"));
+        check(
+            Bound::Poisoned { start: 4096, end: most },
+            &format!("{head} lies in the poisoned range 4096..{most}\n"),
+        );
         check(Bound::NotInherited, &format!("{head}: a forked child must not touch this arena\n"));
         check(
             Bound::ForkedWithoutHooks,
