@@ -28,7 +28,7 @@ pub use fault::handler::try_handle;
 pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
 pub use fault::window::Window;
 pub use fork::OnFork;
-pub use heap::{ClassStats, Heap, HeapStats, Lacuna};
+pub use heap::{ClassStats, Heap, HeapBuilder, HeapStats, Lacuna};
 pub use nix::errno::Errno;
 pub use page::page_size;
 pub use sparse::{PopulatedElements, SparseArray};

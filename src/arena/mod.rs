@@ -30,6 +30,7 @@ pub use runs::Populated;
 pub use stats::Stats;
 pub use template::Template;
 
+pub(crate) use front::catch_segv;
 pub(crate) use mapping::Mapping;
 pub(crate) use stats::Bytes;
 

@@ -17,8 +17,8 @@ pub(crate) const NAME_MAX: usize = 63;
 /// An arena's name, held in place: diagnostics are printed where nothing can be allocated.
 #[derive(Clone, Copy)]
 pub(crate) struct Name {
-    bytes: [u8; NAME_MAX],
-    len: u8,
+    pub(super) bytes: [u8; NAME_MAX],
+    pub(super) len: u8,
 }
 
 impl Name {

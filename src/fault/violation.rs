@@ -1,6 +1,7 @@
 //! Touches that must not be resolved: one line on stderr, then death by the signal they raised.
 
 use super::decode::Access;
+use super::freed::Freed;
 use super::region::{NAME_MAX, Name, Region};
 use super::signals::Signal;
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering, UnsafeCell};
@@ -22,6 +23,14 @@ pub enum Bound {
         start: usize,
         /// One past the last.
         end: usize,
+    },
+    /// The byte lies in a block of a heap that was freed, `into` bytes from the block's start: see
+    /// [`Lacuna::poison_freed`](crate::Lacuna::poison_freed).
+    Freed {
+        /// Bytes of the block.
+        size: usize,
+        /// Bytes from its start.
+        into: usize,
     },
     /// The template's bytes for the page cannot be read: its file shrank, or its device failed.
     TemplateUnreadable,
@@ -90,7 +99,14 @@ impl Violation {
         Self { name: region.name, access, offset, bound }
     }
 
-    /// The arena's name.
+    /// A touch of a block that was freed.
+    pub(crate) fn of_freed(freed: &Freed, address: usize, access: Access) -> Self {
+        let into = address.wrapping_sub(freed.start);
+        let bound = Bound::Freed { size: freed.size, into };
+        Self { name: freed.name, access, offset: address.wrapping_sub(freed.base), bound }
+    }
+
+    /// The arena's name, or the heap's.
     #[must_use]
     pub fn arena(&self) -> &str {
         self.name.as_str()
@@ -102,7 +118,7 @@ impl Violation {
         self.access
     }
 
-    /// The byte that was touched, counted from the start of the arena.
+    /// The byte that was touched, counted from the start of the arena, or of the heap.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.offset
@@ -217,11 +233,18 @@ fn report(violation: &Violation) {
 
 impl Text {
     fn describe(&mut self, violation: &Violation) {
-        self.str("lacuna: arena \"").str(violation.arena()).str("\": ");
+        let (of, freed) = match violation.bound {
+            Bound::Freed { size, .. } => ("heap", Some(size)),
+            _ => ("arena", None),
+        };
+        self.str("lacuna: ").str(of).str(" \"").str(violation.arena()).str("\": ");
         self.str(match violation.access {
             Access::Read => "read",
             Access::Write => "write",
         });
+        if let Some(size) = freed {
+            self.str(" of freed block of ").number(size).str(" bytes");
+        }
         self.str(" at offset ").number(violation.offset);
         match violation.bound {
             Bound::Limit(bytes) => self.str(" is past its limit of ").number(bytes).str(" bytes"),
@@ -231,6 +254,7 @@ impl Text {
             Bound::Poisoned { start, end } => {
                 self.str(" lies in the poisoned range ").number(start).str("..").number(end)
             }
+            Bound::Freed { into, .. } => self.str(", ").number(into).str(" bytes into it"),
             Bound::TemplateUnreadable => self.str(": its template cannot be read"),
             Bound::OutOfMemory => {
                 self.str(": the kernel has no memory, or no mapping, for the page")
@@ -301,6 +325,11 @@ mod tests {
         check(
             Bound::Poisoned { start: 4096, end: most },
             &format!("{head} lies in the poisoned range 4096..{most}\n"),
+        );
+        check(
+            Bound::Freed { size: 9, into: 2 },
+            "lacuna: heap \"index\": write of freed block of 9 bytes at offset 1099511627776, 2 bytes \
+             into it\n",
         );
         check(Bound::NotInherited, &format!("{head}: a forked child must not touch this arena\n"));
         check(

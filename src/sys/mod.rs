@@ -8,7 +8,10 @@ mod memory;
 #[cfg_attr(not(lacuna_seam), allow(unreachable_pub, reason = "public for tests with the seam"))]
 pub mod seam;
 
-pub(crate) use memory::{advise, is_readable, map, protect, remap, resident, unlock, unmap};
+pub(crate) use memory::{
+    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, advise, is_readable, map, protect, remap, resident,
+    unlock, unmap,
+};
 
 use core::ffi::{CStr, c_int, c_long, c_ulong};
 use nix::errno::Errno;
