@@ -55,6 +55,10 @@ pub enum Operation {
     Populate,
     /// [`Arena::discard`](crate::Arena::discard) or [`Arena::reset`](crate::Arena::reset).
     Discard,
+    /// [`Arena::poison`](crate::Arena::poison) or [`Arena::unpoison`](crate::Arena::unpoison).
+    PoisonRange,
+    /// [`Arena::move_pages`](crate::Arena::move_pages).
+    MovePages,
     /// [`Arena::set_limit`](crate::Arena::set_limit).
     SetLimit,
     /// [`Arena::measure`](crate::Arena::measure).
@@ -107,6 +111,8 @@ impl Operation {
             Self::Reserve => "reserve an arena",
             Self::Populate => "populate",
             Self::Discard => "discard",
+            Self::PoisonRange => "poison",
+            Self::MovePages => "move pages",
             Self::SetLimit => "set the limit",
             Self::Measure => "measure",
             Self::Array => "make a sparse array",
@@ -152,6 +158,10 @@ pub enum ErrorKind {
     LimitPastLength,
     /// The range reaches past the limit.
     LimitExceeded,
+    /// Part of the range is poisoned.
+    Poisoned,
+    /// The two ranges overlap.
+    Overlap,
     /// A name must fit 63 bytes.
     NameTooLong,
     /// A window must be at least one page.
@@ -243,6 +253,8 @@ impl ErrorKind {
             Self::BudgetExhausted => "the budget is exhausted",
             Self::LimitPastLength => "the limit lies past the end of the reservation",
             Self::LimitExceeded => "the range reaches past the limit",
+            Self::Poisoned => "part of the range is poisoned",
+            Self::Overlap => "the ranges overlap",
             Self::NameTooLong => "the name is longer than 63 bytes",
             Self::WindowTooSmall => "a window is at least one page",
             Self::ZeroSized => "the element type has no size",
@@ -323,6 +335,7 @@ impl ErrorKind {
                  (vm.nr_overcommit_hugepages)"
             }
             Self::MemoryTooShort => "make it longer, see ftruncate(2)",
+            Self::Poisoned => "Arena::unpoison lifts the poison",
             Self::TooManyHandlers => "somebody installs new handlers over and over",
             Self::TraceDamaged | Self::TraceVersion | Self::PageSizeDiffers => {
                 "record a new one, and go on without until then"
@@ -443,9 +456,11 @@ impl Error {
                 "the process locks its memory (mlockall(2), MCL_FUTURE): raise RLIMIT_MEMLOCK \
                  (ulimit -l) above the reservation, which is not locked once it is there"
             }
-            (Operation::Discard, _, Some(Errno::EINVAL)) => {
-                "part of the range is locked in memory (mlock(2)): munlock(2) it before"
-            }
+            (
+                Operation::Discard | Operation::PoisonRange | Operation::MovePages,
+                _,
+                Some(Errno::EINVAL),
+            ) => "part of the range is locked in memory (mlock(2)): munlock(2) it before",
             (
                 Operation::Register
                 | Operation::Unregister
@@ -453,6 +468,8 @@ impl Error {
                 | Operation::Reserve
                 | Operation::Populate
                 | Operation::Discard
+                | Operation::PoisonRange
+                | Operation::MovePages
                 | Operation::SetLimit
                 | Operation::Checkpoint
                 | Operation::Rollback
@@ -463,9 +480,11 @@ impl Error {
             ) => {
                 "the kernel has no memory left, or the process no mappings: raise vm.max_map_count"
             }
-            (Operation::Populate | Operation::Rollback, ErrorKind::BudgetExhausted, _) => {
-                "raise the budget or discard what is no longer needed"
-            }
+            (
+                Operation::Populate | Operation::Rollback | Operation::MovePages,
+                ErrorKind::BudgetExhausted,
+                _,
+            ) => "raise the budget or discard what is no longer needed",
             (Operation::Api, ErrorKind::Unsupported, _) => {
                 "the kernel does not offer these features; Uffd::probe tells which it does"
             }
@@ -485,6 +504,11 @@ impl Error {
             (Operation::Checkpoint | Operation::Reserve, ErrorKind::Conflict, _) => {
                 "checkpoints, and templates that arenas share, need private memory of base pages, and \
                  exclude each other"
+            }
+            (Operation::PoisonRange, ErrorKind::Conflict, _) => "forget the checkpoint before",
+            (Operation::MovePages, ErrorKind::Conflict, _) => {
+                "pages are moved between arenas of private base pages, without a checkpoint or a shared \
+                 template"
             }
             (_, ErrorKind::Conflict, _) => {
                 "in SIGBUS mode no events are queued, so EVENT_* features would never be read and \

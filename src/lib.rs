@@ -35,7 +35,7 @@ pub use fault::track::Tracking;
 pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
 pub use fault::window::Window;
 pub use fork::OnFork;
-pub use heap::{ClassStats, Heap, HeapStats, Lacuna};
+pub use heap::{ClassStats, Heap, HeapBuilder, HeapStats, Lacuna};
 pub use nix::errno::Errno;
 pub use page::page_size;
 pub use pool::{Instance, Pool, PoolBuilder, PoolStats};

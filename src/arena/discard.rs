@@ -13,6 +13,7 @@ use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use crate::fault::track::{note_discarded, save_held};
 use crate::fault::tuning::DISCARD_BATCH;
+use core::mem::ManuallyDrop;
 use core::ops::Range;
 
 impl Arena {
@@ -20,7 +21,7 @@ impl Arena {
     /// template again. It costs in proportion to what is present in the range.
     ///
     /// A thread that touches the range meanwhile finds either the page as it was or the template's,
-    /// and the counters stay exact.
+    /// and the counters stay exact. What is [poisoned](Self::poison) stays so.
     ///
     /// Where memory is shared ([`ArenaBuilder::share`](super::ArenaBuilder::share)), pages that others
     /// have installed go too, and for them as well.
@@ -244,9 +245,7 @@ impl<'a> Batch<'a> {
 
     /// Those of `pages` that lie in `chunk`, counted from its start.
     fn part(&self, chunk: &Chunk<'_>, pages: &Range<usize>) -> Range<usize> {
-        let whole = self.region.pages_of(chunk.index);
-        let start = pages.start.clamp(whole.start, whole.end) - whole.start;
-        start..pages.end.clamp(whole.start, whole.end) - whole.start
+        self.region.part_of(chunk.index, pages)
     }
 
     /// Takes the pages that were discarded out of the bits and the counters.
@@ -265,11 +264,30 @@ impl<'a> Batch<'a> {
         if self.region.lends && !chunk.state.is_lent() {
             lend::unmark(self.region, chunk.index);
         }
-        if chunk.count_present() == 0 {
-            self.region.tables.summary().clear(chunk.index);
-            chunk.state.forget();
-        }
+        forget_if_empty(self.region, chunk);
     }
+}
+
+/// Takes note that a chunk has no pages, if that is so, as its owner.
+pub(super) fn forget_if_empty(region: &Region, chunk: &Chunk<'_>) {
+    if chunk.count_present() == 0 {
+        region.tables.summary().clear(chunk.index);
+        chunk.state.forget();
+    }
+}
+
+/// Discards those of `pages`, of the reservation, that lie in `chunk`, as its owner.
+pub(super) fn empty_part(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    pages: &Range<usize>,
+) -> Result<(), Errno> {
+    if region.tables.summary().next(chunk.index) != Some(chunk.index) {
+        return Ok(());
+    }
+    // Its chunk is the caller's to release.
+    let batch = ManuallyDrop::new(Batch { region, chunks: chunk.index..chunk.index + 1 });
+    batch.empty(pages)
 }
 
 impl Drop for Batch<'_> {

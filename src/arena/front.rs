@@ -23,6 +23,24 @@ pub(crate) fn install_handler(signal: Signal) -> Result<()> {
     Ok(())
 }
 
+/// Puts our handler in front for SIGSEGV, unless it was already, for who wants touches of memory that it has
+/// made inaccessible explained. If it cannot be, they are death without a line.
+///
+/// An allocator asks for this, with any lock held: so no lock is waited for, and it may be the next time
+/// that it is done.
+pub(crate) fn catch_segv() {
+    if Layers::of(Signal::Segv).is_installed() {
+        return;
+    }
+    let errno = Errno::last_raw();
+    if let Some(_changing) = CHANGING.try_lock()
+        && exchange_for(Signal::Segv).is_ok()
+    {
+        Layers::of(Signal::Segv).set_installed();
+    }
+    Errno::set_raw(errno);
+}
+
 /// For SIGBUS, with signal-hook-registry's handler beneath ours: claiming its slot now means that it
 /// never installs itself over ours, and that whatever is registered through it, before or after, runs
 /// for the foreign signals that we hand on.
@@ -65,6 +83,11 @@ fn exchange(action: &libc::sigaction) -> nix::Result<libc::sigaction> {
 /// kept first, so that there is no moment in which a foreign fault would not find it.
 fn take(signal: Signal) -> Result<()> {
     let _changing = CHANGING.lock();
+    exchange_for(signal)
+}
+
+/// The same, with the lock held.
+fn exchange_for(signal: Signal) -> Result<()> {
     let layers = Layers::of(signal);
     let mut found = disposition(signal);
     while layer_of(&found).is_none() {

@@ -14,11 +14,14 @@ mod inherit;
 mod mapping;
 mod measure;
 mod memory;
+mod move_pages;
 mod mprotect;
+mod poison;
 mod populate;
 mod publish;
 mod record;
 mod registrar;
+mod relocate;
 mod replay;
 mod reset;
 mod rollback;
@@ -40,6 +43,7 @@ pub use stats::Stats;
 pub use template::Template;
 pub use trace::{Touched, Trace};
 
+pub(crate) use front::catch_segv;
 pub(crate) use mapping::Mapping;
 pub(crate) use stats::Bytes;
 
@@ -74,7 +78,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 ///
 /// # Locked memory
 /// mlockall(2) with `MCL_FUTURE` neither locks nor fills an arena, since that would mean all of its
-/// address space. `MCL_CURRENT` locks and fills what is lent, and lacuna's tables (some 140 bytes for
+/// address space. `MCL_CURRENT` locks and fills what is lent, and lacuna's tables (some 200 bytes for
 /// each 2 MiB that is reserved); and it locks the pages that are present and those that come later, as
 /// does mlock(2), which answers `ENOMEM` where some are not. Locked pages cannot be discarded before
 /// munlock(2), and arenas with locked pages hardly get huge ones.

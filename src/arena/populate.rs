@@ -51,6 +51,7 @@ impl Arena {
     /// - [`ErrorKind::OutOfBounds`], [`ErrorKind::Unaligned`]: no such range
     ///   ([`covering`](Self::covering) makes one).
     /// - [`ErrorKind::LimitExceeded`]: it reaches past the limit.
+    /// - [`ErrorKind::Poisoned`]: part of it is [poisoned](Self::poison).
     /// - [`ErrorKind::BudgetExhausted`]: the budget has no room for it.
     /// - [`ErrorKind::TemplateUnreadable`]: the template's file shrank or its device failed.
     /// - [`ErrorKind::MemoryTooShort`]: the file that is shared with other processes was cut short.
@@ -176,6 +177,9 @@ fn fill_parts(
 /// Installs the absent pages of `part`, as a filler of `chunk`.
 fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Part) -> Result<Attempt, Cause> {
     let Part { pages: part, access } = part;
+    if chunk.poisoned().next_set(part.clone()) < part.end {
+        return Err(Cause::Kind(ErrorKind::Poisoned));
+    }
     let huge = region.may_be_huge(chunk) && *access == Access::Write;
     if huge && part.len() == region.chunk_pages() && fill_whole(region, chunk) {
         return Ok(Attempt::Done);

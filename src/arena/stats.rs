@@ -25,6 +25,8 @@ pub struct Stats {
     /// show its zero page. They are charged to the budget like resident ones.
     /// [`Arena::measure`](crate::Arena::measure) moves to `resident_bytes` what has become memory.
     pub lent_bytes: usize,
+    /// Bytes that are poisoned ([`Arena::poison`](crate::Arena::poison)).
+    pub poisoned_bytes: usize,
     /// The most that `resident_bytes` has been.
     pub peak_resident_bytes: usize,
     /// Bytes of memory that the [checkpoint](crate::Arena::checkpoint) keeps what was there in. They are
@@ -47,6 +49,7 @@ impl Stats {
             budget_bytes: (region.budget != UNBOUNDED).then(|| bytes(region.budget)),
             resident_bytes: bytes(balance.resident),
             lent_bytes: bytes(balance.lent),
+            poisoned_bytes: bytes(region.tables.count_poisoned() as u64),
             peak_resident_bytes: bytes(balance.peak),
             checkpoint_bytes: bytes(region.track.stored_pages()),
             // Relaxed: statistics.
@@ -68,6 +71,9 @@ impl fmt::Display for Stats {
         write!(f, "{} resident", Bytes(self.resident_bytes))?;
         if self.lent_bytes > 0 {
             write!(f, ", {} lent", Bytes(self.lent_bytes))?;
+        }
+        if self.poisoned_bytes > 0 {
+            write!(f, ", {} poisoned", Bytes(self.poisoned_bytes))?;
         }
         write!(f, " of {} reserved", Bytes(self.reserved_bytes))?;
         if let Some(budget) = self.budget_bytes {

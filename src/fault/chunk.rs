@@ -16,6 +16,8 @@ const LENT: u32 = 1 << 30;
 const KEPT: u32 = 1 << 29;
 /// Pages that are present may be out of reach: something failed half-way (Backend::Mprotect).
 const SHUT: u32 = 1 << 28;
+/// Some of its pages are poisoned.
+const POISONED: u32 = 1 << 27;
 /// One lonely fault, counted in the bits from here on, up to [`LONELY_MAX`].
 const LONELY: u32 = 1 << 16;
 const LONELY_MAX: u32 = 0xff;
@@ -80,8 +82,8 @@ impl ChunkState {
 
     /// Counts a page that was installed with no present page beside it.
     pub(crate) fn count_lonely(&self) {
-        // Racing threads may pass the maximum by their number, for which the bits above it have
-        // room.
+        // Racing threads may pass the maximum by their number, at most one for each page, for which the
+        // bits above it have room.
         if self.lonely() < LONELY_MAX {
             // Release pairs with the Acquire in `lonely`.
             self.0.fetch_add(LONELY, Ordering::Release);
@@ -93,14 +95,20 @@ impl ChunkState {
         (self.0.load(Ordering::Acquire) / LONELY) & LONELY_MAX
     }
 
+    /// As [`lonely`](Self::lonely), for a chunk without poison; `None` if it has some.
+    pub(crate) fn lonely_without_poison(&self) -> Option<u32> {
+        let state = self.0.load(Ordering::Acquire);
+        (state & POISONED == 0).then_some((state / LONELY) & LONELY_MAX)
+    }
+
     /// Whether the chunk is lent. Exact for its owner and its fillers, since only owners change it.
     pub(crate) fn is_lent(&self) -> bool {
         self.0.load(Ordering::Relaxed) & LENT != 0
     }
 
-    /// Whether the chunk may be lent.
+    /// Whether the chunk may be lent. One with poisoned pages is not: the kernel would fill those too.
     pub(crate) fn may_be_lent(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & (LENT | KEPT) == 0
+        self.0.load(Ordering::Relaxed) & (LENT | KEPT | POISONED) == 0
     }
 
     /// Its owner lent it.
@@ -125,8 +133,22 @@ impl ChunkState {
         self.0.load(Ordering::Relaxed) & SHUT != 0
     }
 
+    /// Whether some of its pages are poisoned. Exact for its owner and its fillers, as is
+    /// [`is_lent`](Self::is_lent).
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & POISONED != 0
+    }
+
+    /// Its owner poisoned some of its pages, or lifted the poison of the last.
+    pub(crate) fn set_poisoned(&self, poisoned: bool) {
+        match poisoned {
+            true => self.0.fetch_or(POISONED, Ordering::Relaxed),
+            false => self.0.fetch_and(!POISONED, Ordering::Relaxed),
+        };
+    }
+
     /// Its owner emptied it: what was learned of how it is used is forgotten.
     pub(crate) fn forget(&self) {
-        self.0.fetch_and(CLAIMED | LENT | FILLERS, Ordering::Relaxed);
+        self.0.fetch_and(CLAIMED | LENT | POISONED | FILLERS, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! The signal handler: where the life of a fault begins and ends.
 
 use super::decode::{Access, access, fault_address, is_fetch};
+use super::freed;
 use super::layers::LAYERS;
 use super::region::Region;
 use super::registry::Lookup;
@@ -88,7 +89,7 @@ extern "C" fn enter(
     let Some(signal) = Signal::of(number) else { return false };
     let errno = Errno::last();
     // SAFETY: the kernel calls us with these arguments.
-    let handled = unsafe { handle(signal, info, context) };
+    let handled = unsafe { handle(signal, info, context) || is_of_freed(signal, info, context) };
     if !handled && beneath != NOT_HANDED_ON {
         // SAFETY: as above.
         unsafe { chain::forward(signal, info, context, beneath) };
@@ -185,6 +186,26 @@ unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void)
         Ok(()) => true,
         Err(refusal) => violate(signal, &region, address, access, refusal),
     }
+}
+
+/// Ends the process if a fault is a touch of a block of a heap that was freed; false if not. Kept out of the
+/// handler's frame.
+///
+/// # Safety
+/// The arguments are those of a handler of `signal` with SA_SIGINFO.
+#[cold]
+#[inline(never)]
+unsafe fn is_of_freed(signal: Signal, info: *const siginfo_t, context: *const c_void) -> bool {
+    // SAFETY: as the caller promises; with a positive code there is an address.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr().addr()) };
+    if signal != Signal::Segv || code <= 0 {
+        return false;
+    }
+    let Some(freed) = freed::find(address) else { return false };
+    // SAFETY: as the caller promises.
+    let access = unsafe { access(context) };
+    violation::die(signal, &Violation::of_freed(&freed, address, access));
+    true
 }
 
 /// Ends the process, unless the fault is foreign: false then. Kept out of the handler's frame.

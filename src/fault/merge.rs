@@ -40,6 +40,9 @@ fn merge_one_of(region: &Region, chunks: Range<usize>) -> bool {
 
 /// Fills the gaps of a chunk, as its owner; false if not even the first could be filled.
 fn merge(region: &Region, chunk: &Chunk<'_>) -> bool {
+    if chunk.state.is_poisoned() {
+        return false;
+    }
     let Some(mut gap) = first_gap(region, chunk) else { return true };
     let mut merged = false;
     while fill_gap(region, chunk, gap) {
@@ -58,7 +61,9 @@ fn next_divided(region: &Region, from: usize) -> Option<usize> {
     loop {
         index = region.tables.summary().next(index)?;
         let chunk = region.tables.chunk(index)?;
-        if !chunk.state.is_lent() && first_gap(region, &chunk).is_some() {
+        // The gaps of one with poisoned pages may not be filled.
+        let may_be_filled = !chunk.state.is_lent() && !chunk.state.is_poisoned();
+        if may_be_filled && first_gap(region, &chunk).is_some() {
             return Some(index);
         }
         index = index.wrapping_add(1);

@@ -31,6 +31,7 @@ pub(crate) mod chain;
 pub(crate) mod chunk;
 pub(crate) mod decode;
 pub(crate) mod fill;
+pub(crate) mod freed;
 pub(crate) mod handler;
 pub(crate) mod huge;
 pub(crate) mod layers;

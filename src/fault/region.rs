@@ -25,8 +25,8 @@ pub(crate) const HUGE_PAUSED: u32 = 2;
 /// An arena's name, held in place: diagnostics are printed where nothing can be allocated.
 #[derive(Clone, Copy)]
 pub(crate) struct Name {
-    bytes: [u8; NAME_MAX],
-    len: u8,
+    pub(super) bytes: [u8; NAME_MAX],
+    pub(super) len: u8,
 }
 
 impl Name {
@@ -161,6 +161,13 @@ impl Region {
         self.huge.load(Ordering::Relaxed) == HUGE_ALLOWED
     }
 
+    /// Those of `pages`, of the reservation, that lie in chunk `index`, counted from its start.
+    pub(crate) fn part_of(&self, index: usize, pages: &Range<usize>) -> Range<usize> {
+        let whole = self.pages_of(index);
+        let inside = |page: usize| page.clamp(whole.start, whole.end).wrapping_sub(whole.start);
+        inside(pages.start)..inside(pages.end)
+    }
+
     /// Enters a chunk to install pages: as one of its fillers, or, where the backend does not tell
     /// whether a page is there already, as its owner, with signals blocked. False if it has an owner.
     #[inline(always)]
@@ -224,6 +231,30 @@ impl Region {
     /// Whether a chunk may be filled with a huge page: pages cannot be moved over a shared image.
     pub(crate) fn may_be_huge(&self, chunk: &Chunk<'_>) -> bool {
         self.fills_huge() && self.pages_of(chunk.index).start >= self.source.shared_pages()
+    }
+
+    /// The poisoned pages without a gap that page `page`, one of them, lies among.
+    pub(crate) fn poisoned_around(&self, page: usize) -> Range<usize> {
+        let (mut start, mut end) = (page, page.saturating_add(1));
+        while let Some((chunk, inside)) = start.checked_sub(1).and_then(|it| self.chunk_of(it)) {
+            let poisoned = chunk.poisoned();
+            let run = inside
+                .saturating_add(1)
+                .saturating_sub(poisoned.run_before(inside.saturating_add(1)));
+            start = start.saturating_sub(run);
+            if run <= inside {
+                break;
+            }
+        }
+        while let Some((chunk, inside)) = (end < self.pages).then(|| self.chunk_of(end)).flatten() {
+            let whole = self.pages_of(chunk.index).len();
+            let run = chunk.poisoned().next_clear(inside..whole).saturating_sub(inside);
+            end = end.saturating_add(run);
+            if inside.saturating_add(run) < whole {
+                break;
+            }
+        }
+        start..end
     }
 
     /// The pages to resolve for a fault on page `page` of `chunk`, whose present pages are given.

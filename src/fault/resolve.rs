@@ -25,6 +25,8 @@ enum Plan {
     Done,
     /// The page is said to be present: find out what is wrong.
     Verify,
+    /// The page is poisoned.
+    Refuse,
     /// Lend the chunk.
     Lend,
     /// Fill the whole chunk with a huge page.
@@ -92,6 +94,7 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
             result
         }
         Plan::Verify => verify(region, &chunk, index, access, Errno::EEXIST),
+        Plan::Refuse => Err(Refusal::Poisoned),
         Plan::Lend | Plan::FillWhole | Plan::Done => Ok(()),
     };
     region.leave(&chunk);
@@ -120,7 +123,9 @@ fn make_room(region: &Region, page: usize, refusal: Refusal) -> bool {
 fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Plan {
     // Asked first: a lonely page that it counts is then seen as present, and threads that race for
     // it do not take each other for scattered touches.
-    let lonely_pages = chunk.state.lonely();
+    let Some(lonely_pages) = chunk.state.lonely_without_poison() else {
+        return decide_beside_poison(region, chunk, page, access);
+    };
     let present = chunk.present();
     if present.get(page) {
         return Plan::Verify;
@@ -146,6 +151,27 @@ fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Pl
 fn recorded(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Plan {
     region.log.record(region.pages_of(chunk.index).start.wrapping_add(page), access);
     Plan::Install { window: alone(page), lonely: false }
+}
+
+/// As [`decide`], in a chunk with poisoned pages: it is neither lent nor filled whole, and no window reaches
+/// a poisoned page.
+#[cold]
+#[inline(never)]
+fn decide_beside_poison(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Plan {
+    let poisoned = chunk.poisoned();
+    if poisoned.get(page) {
+        return Plan::Refuse;
+    }
+    let present = chunk.present();
+    if present.get(page) {
+        return Plan::Verify;
+    }
+    if region.log.is_open() {
+        return recorded(region, chunk, page, access);
+    }
+    let window = region.plan(chunk, page, &present);
+    let start = window.start.max(poisoned.gap_before(page));
+    Plan::Install { window: start..poisoned.next_set(page..window.end), lonely: false }
 }
 
 /// The page and nothing else.
@@ -232,7 +258,9 @@ pub(crate) fn fill_whole(region: &Region, chunk: &Chunk<'_>) -> bool {
         Backend::Userfaultfd => fill_chunk,
         Backend::Mprotect => fill_chunk_in_place,
     };
-    region.alone(chunk, || chunk.present().is_empty() && fill(region, chunk))
+    region.alone(chunk, || {
+        chunk.present().is_empty() && !chunk.state.is_poisoned() && fill(region, chunk)
+    })
 }
 
 /// Installs as much of `window` as the budget allows, the faulting page before all.

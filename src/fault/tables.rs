@@ -2,15 +2,16 @@
 //! touched:
 //!
 //! ```text
-//!  | summary, 3 levels | lent chunks, a bit each | states, 4 bytes each | resident, 64 | lent, 64 |
+//!  | summary, 3 levels | lent chunks, a bit each | states, 4 bytes each | resident, 64 | lent, 64 | poisoned, 64 |
 //! ```
-//! About 0.003 % of what is present, twice that where pages are lent.
+//! About 0.003 % of what is present, twice that where pages are lent; as much again of what is poisoned.
 
 use super::bits::{BITS, PageBits, Snapshot};
 use super::chunk::ChunkState;
 use super::resolve::pause;
 use super::summary::{self, Summary};
-use crate::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::slice;
 
@@ -22,6 +23,7 @@ pub(crate) struct Layout {
     states: usize,
     resident: usize,
     lent: usize,
+    poisoned: usize,
     /// Bytes in all.
     pub(crate) size: usize,
 }
@@ -35,13 +37,15 @@ impl Layout {
         let states = lent_chunks + chunks.div_ceil(64) * size_of::<AtomicU64>();
         let resident = (states + chunks * size_of::<ChunkState>()).next_multiple_of(64);
         let lent = resident + chunks * size_of::<PageBits>();
+        let poisoned = lent + chunks * size_of::<PageBits>();
         Self {
             chunks,
             lent_chunks,
             states,
             resident,
             lent,
-            size: lent + chunks * size_of::<PageBits>(),
+            poisoned,
+            size: poisoned + chunks * size_of::<PageBits>(),
         }
     }
 }
@@ -53,6 +57,8 @@ pub(crate) struct Tables {
     /// 1 once a page of this arena was lent: until then the lent bits need not be read, which
     /// saves the memory that reading them would cost.
     any_lent: AtomicU32,
+    /// Pages that are poisoned.
+    poisoned: AtomicUsize,
 }
 
 // SAFETY: the memory behind `base` is atomics, owned by this value alone.
@@ -68,6 +74,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) resident: &'a PageBits,
     lent: &'a PageBits,
     any_lent: &'a AtomicU32,
+    poisoned: &'a PageBits,
+    all_poisoned: &'a AtomicUsize,
 }
 
 impl Tables {
@@ -77,7 +85,7 @@ impl Tables {
     /// `base` points to `layout.size` zeroed bytes, aligned to 64, that nobody else uses and that
     /// outlive the value.
     pub(crate) unsafe fn new(base: NonNull<u8>, layout: Layout) -> Self {
-        Self { base, layout, any_lent: AtomicU32::new(0) }
+        Self { base, layout, any_lent: AtomicU32::new(0), poisoned: AtomicUsize::new(0) }
     }
 
     /// How many chunks there are.
@@ -105,6 +113,13 @@ impl Tables {
     pub(crate) fn start_anew(&self) {
         // Relaxed: no other thread is left.
         self.any_lent.store(0, Ordering::Relaxed);
+        self.poisoned.store(0, Ordering::Relaxed);
+    }
+
+    /// How many pages are poisoned.
+    pub(crate) fn count_poisoned(&self) -> usize {
+        // Relaxed: statistics.
+        self.poisoned.load(Ordering::Relaxed)
     }
 
     /// A bit for each chunk that is lent.
@@ -131,6 +146,8 @@ impl Tables {
                 resident: &*base.add(self.layout.resident).cast::<PageBits>().add(index),
                 lent: &*base.add(self.layout.lent).cast::<PageBits>().add(index),
                 any_lent: &self.any_lent,
+                poisoned: &*base.add(self.layout.poisoned).cast::<PageBits>().add(index),
+                all_poisoned: &self.poisoned,
             })
         }
     }
@@ -150,6 +167,30 @@ impl Chunk<'_> {
             self.any_lent.store(1, Ordering::Relaxed);
         }
         self.lent
+    }
+
+    /// The poisoned pages. Read only where the state says that there are some, which saves the memory that
+    /// reading costs.
+    pub(crate) fn poisoned(&self) -> Snapshot {
+        match self.state.is_poisoned() {
+            true => self.poisoned.load(),
+            false => Snapshot::EMPTY,
+        }
+    }
+
+    /// Poisons `pages`, as the chunk's owner.
+    pub(crate) fn poison(&self, pages: Range<usize>) {
+        // Relaxed: statistics.
+        self.all_poisoned.fetch_add(self.poisoned.set(pages), Ordering::Relaxed);
+        self.state.set_poisoned(true);
+    }
+
+    /// Lifts the poison of `pages`, as the chunk's owner.
+    pub(crate) fn unpoison(&self, pages: Range<usize>) {
+        if self.state.is_poisoned() {
+            self.all_poisoned.fetch_sub(self.poisoned.clear(pages), Ordering::Relaxed);
+            self.state.set_poisoned(!self.poisoned.load().is_empty());
+        }
     }
 
     /// Becomes the chunk's owner, once its fillers have left; false if it has one. Its state's
@@ -275,7 +316,8 @@ mod tests {
             assert!(layout.states + 4 * chunks <= layout.resident);
             assert!(layout.resident.is_multiple_of(64));
             assert_eq!(layout.resident + 64 * chunks, layout.lent);
-            assert_eq!(layout.lent + 64 * chunks, layout.size);
+            assert_eq!(layout.lent + 64 * chunks, layout.poisoned);
+            assert_eq!(layout.poisoned + 64 * chunks, layout.size);
         }
     }
 }

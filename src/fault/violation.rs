@@ -1,6 +1,7 @@
 //! Touches that must not be resolved: one line on stderr, then death by the signal they raised.
 
 use super::decode::Access;
+use super::freed::Freed;
 use super::region::{NAME_MAX, Name, Region};
 use super::signals::Signal;
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering, UnsafeCell};
@@ -15,6 +16,22 @@ pub enum Bound {
     Limit(usize),
     /// The arena's budget, given in bytes, is full.
     Budget(usize),
+    /// The page is poisoned, by [`Arena::poison`](crate::Arena::poison), and so are those around it, from
+    /// byte `start` of the arena to before `end`.
+    Poisoned {
+        /// The first byte.
+        start: usize,
+        /// One past the last.
+        end: usize,
+    },
+    /// The byte lies in a block of a heap that was freed, `into` bytes from the block's start: see
+    /// [`Lacuna::poison_freed`](crate::Lacuna::poison_freed).
+    Freed {
+        /// Bytes of the block.
+        size: usize,
+        /// Bytes from its start.
+        into: usize,
+    },
     /// The template's bytes for the page cannot be read: its file shrank, or its device failed.
     TemplateUnreadable,
     /// The kernel has no memory for the page; or, without userfaultfd, no mapping (`vm.max_map_count`).
@@ -43,6 +60,7 @@ pub enum Bound {
 pub(crate) enum Refusal {
     Limit,
     Budget,
+    Poisoned,
     TemplateUnreadable,
     OutOfMemory,
     ForkedWithoutHooks,
@@ -66,6 +84,11 @@ impl Refusal {
             Self::Budget => Bound::Budget(bytes(region.budget as usize)),
             Self::TemplateUnreadable | Self::Unresolvable(_) if is_cut_short() => {
                 Bound::MemoryCutShort
+            }
+            Self::Poisoned => {
+                let page = address.wrapping_sub(region.base) >> region.page_shift;
+                let pages = region.poisoned_around(page);
+                Bound::Poisoned { start: bytes(pages.start), end: bytes(pages.end) }
             }
             Self::TemplateUnreadable => Bound::TemplateUnreadable,
             Self::OutOfMemory if region.backing.is_huge() => Bound::NoHugePages,
@@ -92,7 +115,14 @@ impl Violation {
         Self { name: region.name, access, offset, bound }
     }
 
-    /// The arena's name.
+    /// A touch of a block that was freed.
+    pub(crate) fn of_freed(freed: &Freed, address: usize, access: Access) -> Self {
+        let into = address.wrapping_sub(freed.start);
+        let bound = Bound::Freed { size: freed.size, into };
+        Self { name: freed.name, access, offset: address.wrapping_sub(freed.base), bound }
+    }
+
+    /// The arena's name, or the heap's.
     #[must_use]
     pub fn arena(&self) -> &str {
         self.name.as_str()
@@ -104,7 +134,7 @@ impl Violation {
         self.access
     }
 
-    /// The byte that was touched, counted from the start of the arena.
+    /// The byte that was touched, counted from the start of the arena, or of the heap.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.offset
@@ -219,17 +249,28 @@ fn report(violation: &Violation) {
 
 impl Text {
     fn describe(&mut self, violation: &Violation) {
-        self.str("lacuna: arena \"").str(violation.arena()).str("\": ");
+        let (of, freed) = match violation.bound {
+            Bound::Freed { size, .. } => ("heap", Some(size)),
+            _ => ("arena", None),
+        };
+        self.str("lacuna: ").str(of).str(" \"").str(violation.arena()).str("\": ");
         self.str(match violation.access {
             Access::Read => "read",
             Access::Write => "write",
         });
+        if let Some(size) = freed {
+            self.str(" of freed block of ").number(size).str(" bytes");
+        }
         self.str(" at offset ").number(violation.offset);
         match violation.bound {
             Bound::Limit(bytes) => self.str(" is past its limit of ").number(bytes).str(" bytes"),
             Bound::Budget(bytes) => {
                 self.str(" exceeds its budget of ").number(bytes).str(" resident bytes")
             }
+            Bound::Poisoned { start, end } => {
+                self.str(" lies in the poisoned range ").number(start).str("..").number(end)
+            }
+            Bound::Freed { into, .. } => self.str(", ").number(into).str(" bytes into it"),
             Bound::TemplateUnreadable => self.str(": its template cannot be read"),
             Bound::OutOfMemory => {
                 self.str(": the kernel has no memory, or no mapping, for the page")
@@ -304,6 +345,15 @@ mod tests {
         check(Bound::Budget(4096), &format!("{head} exceeds its budget of 4096 resident bytes\n"));
         let most = usize::MAX;
         check(Bound::Limit(most), &format!("{head} is past its limit of {most} bytes\n"));
+        check(
+            Bound::Poisoned { start: 4096, end: most },
+            &format!("{head} lies in the poisoned range 4096..{most}\n"),
+        );
+        check(
+            Bound::Freed { size: 9, into: 2 },
+            "lacuna: heap \"index\": write of freed block of 9 bytes at offset 1099511627776, 2 bytes \
+             into it\n",
+        );
         check(Bound::NotInherited, &format!("{head}: a forked child must not touch this arena\n"));
         check(
             Bound::ForkedWithoutHooks,

@@ -62,7 +62,7 @@ impl Core {
                 }
             },
             // SAFETY: as the caller promises.
-            None => unsafe { self.free_large(span) },
+            None => unsafe { self.free_large(span, layout.size()) },
         }
     }
 

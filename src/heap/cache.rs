@@ -136,7 +136,8 @@ impl Cache {
         // SAFETY: as the caller promises. The span cannot go while the block is counted as used.
         unsafe {
             if span.kind.get() != Kind::Blocks {
-                return self.core().free_large(span);
+                let core = self.core();
+                return core.free_large(span, core.bytes(span));
             }
             self.bins[usize::from(span.class.get())].count_freed();
             span.remote.push(block.cast());

@@ -37,6 +37,8 @@ pub(crate) struct Core {
     pub(crate) is_home: bool,
     /// For messages.
     pub(crate) name: Name,
+    /// Whether freed large blocks are put in quarantine.
+    pub(crate) poisons: bool,
     pub(crate) table: Table,
     pub(crate) pages: Pages,
     pub(crate) shared: Mutex<Shared>,
@@ -72,6 +74,10 @@ pub(crate) struct Shared {
     /// of eight, extents, and runs of each length.
     pub(crate) kept: [List<Span>; FIRST_RUN],
     pub(crate) kept_runs: [List<Span>; SLICES + 1],
+    /// Freed large blocks that are out of use, the latest first, and how many bytes of them are
+    /// inaccessible.
+    pub(crate) quarantined: List<Span>,
+    pub(crate) quarantined_bytes: usize,
     /// Spans of threads that are gone, by class.
     orphans: [List<Span>; class::COUNT],
     /// Caches that threads have, and those that no thread has now.
@@ -90,6 +96,8 @@ impl Shared {
             territory: Territory::new(table),
             kept: [const { List::new() }; FIRST_RUN],
             kept_runs: [const { List::new() }; SLICES + 1],
+            quarantined: List::new(),
+            quarantined_bytes: 0,
             orphans: [const { List::new() }; class::COUNT],
             taken: List::new(),
             idle: List::new(),
@@ -249,12 +257,19 @@ impl Core {
     }
 
     /// Gives back whatever this thread may give back that no block uses: its own spans and what the heap
-    /// keeps. An allocation that found no room does this before it tries for the last time.
-    pub(crate) fn make_room(&self) {
+    /// keeps.
+    pub(crate) fn give_unused(&self) {
         if let Some(cache) = self.cache() {
             cache.release_empty();
         }
         self.give_kept();
+    }
+
+    /// The same, and the addresses of freed blocks that are kept out of use. An allocation that found no room
+    /// does this before it tries for the last time.
+    pub(crate) fn make_room(&self) {
+        self.give_unused();
+        self.release_quarantine();
     }
 
     /// Gives all that is kept back to the system, and what threads that are gone have left.

@@ -14,6 +14,8 @@ pub(crate) struct Environment {
     pub(crate) budget: Option<usize>,
     /// `LACUNA_STATS`.
     pub(crate) stats: bool,
+    /// `LACUNA_POISON`, if it is there.
+    pub(crate) poison: Option<bool>,
 }
 
 /// The exit status when a variable makes no sense, as for a command line.
@@ -33,8 +35,13 @@ pub(crate) fn read() -> Environment {
             unsafe { libc::_exit(USAGE) }
         })
     });
-    let stats = variable(c"LACUNA_STATS").is_some_and(|text| !text.is_empty() && text != b"0");
-    Environment { budget, stats }
+    let stats = variable(c"LACUNA_STATS").is_some_and(is_on);
+    Environment { budget, stats, poison: variable(c"LACUNA_POISON").map(is_on) }
+}
+
+/// Whether the value of a switch says yes.
+fn is_on(text: &[u8]) -> bool {
+    !text.is_empty() && text != b"0"
 }
 
 fn variable(name: &CStr) -> Option<&'static [u8]> {

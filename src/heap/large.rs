@@ -49,7 +49,7 @@ impl Core {
     }
 
     /// Bytes that are charged for a large block.
-    fn bytes(&self, span: &Span) -> usize {
+    pub(crate) fn bytes(&self, span: &Span) -> usize {
         (span.carved.get() as usize) << self.pages.shift
     }
 
@@ -149,13 +149,17 @@ impl Core {
         span
     }
 
-    /// Frees a large block.
+    /// Frees a large block of `size` bytes.
     ///
     /// # Safety
     /// The span is one of a large block, which nobody uses any more.
-    pub(crate) unsafe fn free_large(&self, span: &Span) {
+    pub(crate) unsafe fn free_large(&self, span: &Span, size: usize) {
         self.large.freed.fetch_add(1, Ordering::Release);
         self.large_bytes.fetch_sub(self.bytes(span) as u64, Ordering::Relaxed);
+        // SAFETY: as the caller promises.
+        if unsafe { self.quarantine(span, size) } {
+            return;
+        }
         if span.kind.get() == Kind::Run {
             let mut shared = self.shared.lock();
             let slices = span.size.get() as usize;
@@ -331,7 +335,11 @@ impl Core {
         // The memory and its charge are the new block's.
         span.carved.set(0);
         entry.is_apart.set(false);
-        if let Some((_, Moved::There)) = moved {
+        // Who goes on using the old address is as wrong as who uses a freed block.
+        // SAFETY: nothing is left there, as the caller of `resize_large` promises.
+        let leaves = matches!(moved, Some((_, Moved::There)))
+            && !unsafe { self.quarantine(span, (before as usize) << self.pages.shift) };
+        if leaves {
             self.give_extent(&mut self.shared.lock().territory, span);
         }
         self.table.chunk(first).is_apart.set(true);

@@ -19,6 +19,7 @@ mod access;
 #[cfg(feature = "allocator-api2")]
 mod allocator;
 mod block;
+mod builder;
 mod cache;
 #[cfg(debug_assertions)]
 mod check;
@@ -30,6 +31,7 @@ mod large;
 mod line;
 mod list;
 mod pages;
+mod quarantine;
 mod setup;
 mod span;
 mod stats;
@@ -37,6 +39,7 @@ mod table;
 mod territory;
 mod thread;
 
+pub use self::builder::HeapBuilder;
 pub use self::lacuna::Lacuna;
 pub use self::stats::{ClassStats, HeapStats};
 
@@ -46,7 +49,6 @@ use crate::error::Result;
 use ::core::alloc::{GlobalAlloc, Layout};
 use ::core::fmt;
 use ::core::ptr::NonNull;
-use setup::{Site, found};
 
 /// A bounded heap of its own, over an [`Arena`]: a general-purpose allocator whose blocks lie in that
 /// arena, count against its budget, and go with it.
@@ -106,18 +108,12 @@ impl Heap {
     /// - [`ErrorKind::TooManyHeaps`](crate::ErrorKind::TooManyHeaps).
     /// - [`ErrorKind::Os`](crate::ErrorKind::Os): its tables cannot be mapped.
     pub fn new(arena: Arena) -> Result<Self> {
-        let given = arena.hand_over()?;
-        let site = Site {
-            base: given.base,
-            len: given.len,
-            budget: given.budget,
-            page_shift: given.page_shift,
-            ledger: Some(given.ledger),
-            name: given.name,
-        };
-        // SAFETY: the arena has just been handed over, and outlives the core, as a field after it.
-        let (core, tables) = unsafe { found(&site, false)? };
-        Ok(Self { core, _tables: tables, arena })
+        Self::builder(arena).build()
+    }
+
+    /// Starts to make a heap of the memory of `arena` that is other than [`new`](Self::new) makes it.
+    pub const fn builder(arena: Arena) -> HeapBuilder {
+        HeapBuilder::new(arena)
     }
 
     /// The name of its arena.
@@ -170,6 +166,7 @@ unsafe impl GlobalAlloc for Heap {
 
 impl Drop for Heap {
     fn drop(&mut self) {
+        self.core().release_quarantine();
         thread::leave(self.core().seat);
     }
 }

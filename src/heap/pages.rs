@@ -135,6 +135,54 @@ pub(crate) fn prefer_huge(address: usize, len: usize) -> bool {
     quietly(|| unsafe { sys::advise(at(address), len, libc::MADV_HUGEPAGE).is_ok() })
 }
 
+/// What makes memory inaccessible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Barrier {
+    /// Guard pages.
+    Guard,
+    /// The protection of a mapping of its own.
+    Protection,
+}
+
+/// Drops the memory of a range of the heap's, and makes it inaccessible; `None` if that cannot be.
+pub(crate) fn bar(address: usize, len: usize) -> Option<Barrier> {
+    quietly(|| {
+        // SAFETY: no block lies in the range.
+        match unsafe { sys::advise(at(address), len, sys::MADV_GUARD_INSTALL) } {
+            Ok(()) => return Some(Barrier::Guard),
+            // Before Linux 6.13, or locked in memory.
+            Err(Errno::EINVAL) => {}
+            // Part of it may be barred.
+            Err(_) => {
+                unbar(address, len, Barrier::Guard);
+                return None;
+            }
+        }
+        // SAFETY: as above.
+        let is_barred = unsafe { sys::protect(at(address), len, ProtFlags::PROT_NONE).is_ok() };
+        // SAFETY: as above. Where it is locked in memory, it keeps it.
+        let is_empty =
+            is_barred && unsafe { sys::advise(at(address), len, libc::MADV_DONTNEED).is_ok() };
+        if !is_empty {
+            unbar(address, len, Barrier::Protection);
+        }
+        is_empty.then_some(Barrier::Protection)
+    })
+}
+
+/// Makes a range that was barred accessible again: it reads zeroes. False if that cannot be.
+pub(crate) fn unbar(address: usize, len: usize, barrier: Barrier) -> bool {
+    let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: no block lies in the range, which is the heap's.
+    let result = quietly(|| unsafe {
+        match barrier {
+            Barrier::Guard => sys::advise(at(address), len, sys::MADV_GUARD_REMOVE),
+            Barrier::Protection => sys::protect(at(address), len, both),
+        }
+    });
+    result.is_ok()
+}
+
 /// What became of memory that was to be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moved {

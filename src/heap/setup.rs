@@ -29,6 +29,8 @@ pub(crate) struct Site {
     /// The books of an arena; the heap keeps its own if there are none.
     pub(crate) ledger: Option<NonNull<Ledger>>,
     pub(crate) name: Name,
+    /// Whether freed large blocks are put in quarantine.
+    pub(crate) poisons: bool,
 }
 
 /// What lies at the start of the mapping.
@@ -80,6 +82,7 @@ pub(crate) unsafe fn found(site: &Site, is_home: bool) -> Result<(NonNull<Core>,
             seat: 0,
             is_home,
             name: site.name,
+            poisons: site.poisons,
             table,
             pages: Pages::new(ledger, site.budget, site.page_shift),
             shared: Mutex::new(Shared::new(table, all_caches.step_by(size_of::<Cache>()))),

@@ -24,6 +24,9 @@ pub struct HeapStats {
     /// Memory that larger blocks may take when they are touched, and that some of those freed in the
     /// last half second may still take.
     pub lent_bytes: usize,
+    /// Address space of freed blocks that are kept out of use, so that touching them is noticed
+    /// ([`Lacuna::poison_freed`](crate::Lacuna::poison_freed)).
+    pub poisoned_bytes: usize,
     /// The most that `resident_bytes` has been.
     pub peak_resident_bytes: usize,
     /// Bytes of the blocks in use, as rounded up to their class or to whole pages.
@@ -53,6 +56,7 @@ impl HeapStats {
         budget_bytes: None,
         resident_bytes: 0,
         lent_bytes: 0,
+        poisoned_bytes: 0,
         peak_resident_bytes: 0,
         live_bytes: 0,
         live_blocks: 0,
@@ -95,6 +99,7 @@ impl Core {
             budget_bytes: (self.pages.budget != UNBOUNDED).then(|| bytes(self.pages.budget)),
             resident_bytes: bytes(balance.resident),
             lent_bytes: bytes(balance.lent),
+            poisoned_bytes: 0,
             peak_resident_bytes: bytes(balance.peak),
             live_bytes: 0,
             live_blocks: 0,
@@ -111,6 +116,7 @@ impl Core {
     fn count_classes(&self, stats: &mut HeapStats) {
         let common = self.common.lock();
         let shared = self.shared.lock();
+        stats.poisoned_bytes = shared.quarantined_bytes;
         for (class, live) in stats.classes.iter_mut().enumerate() {
             let caches = shared.taken.iter().chain(shared.idle.iter());
             let count = |cache: &Cache| cache.counts(class);
@@ -126,7 +132,7 @@ impl Core {
     /// Gives back what no block uses.
     pub(crate) fn purge(&self) {
         self.common.lock().0.release_empty();
-        self.make_room();
+        self.give_unused();
     }
 }
 
@@ -137,6 +143,9 @@ impl fmt::Display for HeapStats {
         write!(f, "{} blocks of {live} live, {resident} resident", self.live_blocks)?;
         if self.lent_bytes > 0 {
             write!(f, ", {} lent", Bytes(self.lent_bytes))?;
+        }
+        if self.poisoned_bytes > 0 {
+            write!(f, ", {} poisoned", Bytes(self.poisoned_bytes))?;
         }
         write!(f, " of {} reserved", Bytes(self.reserved_bytes))?;
         if let Some(budget) = self.budget_bytes {

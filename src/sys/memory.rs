@@ -60,6 +60,11 @@ pub(crate) unsafe fn unlock(start: *mut u8, len: usize) -> Result<(), Errno> {
     Errno::result(unsafe { libc::munlock(start.cast(), len) }).map(drop)
 }
 
+/// Makes pages inaccessible without splitting a mapping, and drops what they hold; since Linux 6.13.
+pub(crate) const MADV_GUARD_INSTALL: c_int = 102;
+/// Takes that back.
+pub(crate) const MADV_GUARD_REMOVE: c_int = 103;
+
 /// madvise(2).
 ///
 /// # Safety
@@ -71,6 +76,8 @@ pub(crate) unsafe fn advise(start: *mut u8, len: usize, advice: c_int) -> Result
         libc::MADV_POPULATE_READ => Call::PopulateRead,
         libc::MADV_POPULATE_WRITE => Call::PopulateWrite,
         libc::MADV_WIPEONFORK => Call::WipeOnFork,
+        MADV_GUARD_INSTALL => Call::Guard,
+        MADV_GUARD_REMOVE => Call::Unguard,
         _ => Call::Advise,
     })?;
     // SAFETY: as the caller promises.

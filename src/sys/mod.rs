@@ -11,7 +11,8 @@ pub mod seam;
 
 pub(crate) use file::{duplicate, file_len, file_system, memfd, punch, seal, set_file_len};
 pub(crate) use memory::{
-    advise, copy_out, is_readable, map, protect, remap, resident, unlock, unmap,
+    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, advise, copy_out, is_readable, map, protect, remap,
+    resident, unlock, unmap,
 };
 
 use core::ffi::{CStr, c_int, c_long, c_ulong};

@@ -29,7 +29,7 @@ calls! {
     WriteProtect, Continue, Poison, Map, Unmap, Protect, Unlock, Discard, PopulateRead, PopulateWrite,
     WipeOnFork, Advise, Remap, Mincore, OpenPagemap, ReadPagemap, ScanPagemap, OpenMemory,
     WriteMemory, Sigaction, AtFork, ThreadKey, MakeMemory, SetLength, Seal, Duplicate, Stat, WriteFile,
-    PunchFile, CopyOut,
+    PunchFile, CopyOut, Guard, Unguard,
 }
 
 /// Lets a call happen, or says how it fails.

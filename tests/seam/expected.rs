@@ -59,7 +59,10 @@ fn in_life(call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
             | Call::Remap
             | Call::Mincore
             | Call::Unlock
-            | Call::Unmap,
+            | Call::Unmap
+            // Freed blocks are not poisoned, or by another way.
+            | Call::Guard
+            | Call::Sigaction,
             _,
         ) => vec![Unnoticed],
         // With userfaultfd only heaps use it, to put fresh memory where a block was: another way to save
@@ -76,6 +79,8 @@ fn in_life(call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
         // Blocks are not handed out without memory behind them; an old kernel has another way.
         (Call::PopulateWrite, true) if errno != Errno::EINVAL => vec![Null, Error],
         (Call::PopulateWrite | Call::PopulateRead, _) => vec![Unnoticed, Null, Error],
+        // Address space that cannot be had back is not given out again.
+        (Call::Unguard, _) => vec![Unnoticed, Null],
         // What was to be given back, or counted, is not.
         (Call::Discard, true) => vec![Error],
         (Call::Discard, false) => vec![Unnoticed, Error],

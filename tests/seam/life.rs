@@ -107,6 +107,7 @@ struct All {
     numbered: Arena,
     shared: Arena,
     heap: Heap,
+    poisoning: Heap,
 }
 
 impl All {
@@ -126,6 +127,11 @@ impl All {
             numbered: said(arena().name("numbers").template(numbered_pages()).reserve())?,
             shared: said(arena().name("shared").template(image).keep_resident(1 << 16).reserve())?,
             heap: said(Heap::new(said(arena().name("heap").reserve())?))?,
+            poisoning: said(
+                Heap::builder(said(arena().name("poisoning").reserve())?)
+                    .poison_freed(true)
+                    .build(),
+            )?,
         })
     }
 
@@ -135,8 +141,10 @@ impl All {
         said(self.zeroes.measure());
         self.share();
         self.manage();
+        self.relocate();
         self.touch();
         self.allocate();
+        self.poison();
     }
 
     /// Streams, scattered touches that lead to lending and recalling, reads before writes.
@@ -187,6 +195,54 @@ impl All {
         }
         for page in [0, 1, 511, 512] {
             assert_eq!(load(&self.numbered, page * page_size() + 2), page as u8);
+        }
+    }
+
+    /// Pages move from one arena to another, or stay where they were.
+    fn relocate(&self) {
+        let (from, to) = (300 * CHUNK, 300 * CHUNK + page_size());
+        (0..CHUNK).step_by(page_size()).for_each(|at| store(&self.numbered, from + at, 5));
+        // SAFETY: nobody has a reference into the arenas, and every byte is valid.
+        let moved =
+            said(unsafe { self.numbered.move_pages(from..from + CHUNK, &self.repeated, to) });
+        if moved.is_some() {
+            (0..CHUNK)
+                .step_by(page_size())
+                .for_each(|at| assert_eq!(load(&self.repeated, to + at), 5));
+        } else {
+            let is_there = |arena: &Arena, at| {
+                arena.populated().any(|run| run.contains(&at)) && load(arena, at) == 5
+            };
+            for at in (0..CHUNK).step_by(page_size()) {
+                let places = [(&self.numbered, from + at), (&self.repeated, to + at)];
+                assert!(
+                    places.into_iter().any(|(arena, at)| is_there(arena, at)),
+                    "a page is lost"
+                );
+            }
+        }
+        // SAFETY: as above.
+        unsafe {
+            said(self.numbered.poison(from..from + CHUNK));
+            said(self.numbered.unpoison(from..from + CHUNK));
+            said(self.repeated.discard(from..from + 2 * CHUNK));
+        }
+    }
+
+    /// Blocks that are poisoned when they are freed, until there is no other address space.
+    fn poison(&self) {
+        for size in [200_000, 5 << 20, 700 << 20, 600 << 20, 5 << 20] {
+            let layout = Layout::from_size_align(size, 8).unwrap();
+            // SAFETY: the layout has a size, and the block is freed once.
+            unsafe {
+                let block = self.poisoning.alloc(layout);
+                if block.is_null() {
+                    println!("\nnull");
+                    continue;
+                }
+                block.add(size - 1).write(1);
+                self.poisoning.dealloc(block, layout);
+            }
         }
     }
 
@@ -244,5 +300,6 @@ impl All {
             assert_eq!(crate::support::arena_rss(arena), 0, "{}", arena.name());
         }
         assert_eq!(self.heap.stats().live_bytes, 0);
+        assert_eq!(self.poisoning.stats().live_bytes, 0);
     }
 }
