@@ -367,7 +367,7 @@ fn forked_children_share_the_memory() {
     fork(|| {
         fork(|| store(&arena, 30 * page(), 5));
         fork(|| {
-            assert_eq!(secret.populate(0..page()).unwrap_err().kind(), ErrorKind::NotInherited)
+            assert_eq!(secret.populate(0..page()).unwrap_err().kind(), ErrorKind::NotInherited);
         });
     });
     assert_eq!(load(&arena, 30 * page()), 5);
