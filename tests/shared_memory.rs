@@ -18,7 +18,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Output;
 use std::sync::atomic::{AtomicU64, Ordering};
-use support::fork::{fork, status_of_fork};
+use support::fork::{fork, status_of_fork, status_of_raw_fork};
 use support::{
     Rng, WINDOWS, arena_rss, assert_killed, assert_success, discard, file_of, in_child, load,
     numbered_pages, page, read_into, rerun, stderr, stdout, store, text,
@@ -364,6 +364,17 @@ fn forked_children_share_the_memory() {
     });
     assert_eq!((load(&arena, 0), load(&arena, page()), load(&arena, 9 * page())), (2, 7, 4));
     assert_eq!(load(&secret, 0), 3);
+    fork(|| {
+        fork(|| store(&arena, 30 * page(), 5));
+        fork(|| {
+            assert_eq!(secret.populate(0..page()).unwrap_err().kind(), ErrorKind::NotInherited);
+        });
+    });
+    assert_eq!(load(&arena, 30 * page()), 5);
+    // Without hooks a child has nothing of it, or it would fill pages with zeroes for its parent.
+    let status = status_of_raw_fork(|| _ = load(&arena, 40 * page()));
+    assert_eq!(libc::WTERMSIG(status), libc::SIGSEGV);
+    assert_eq!(load(&arena, 40 * page()), 7);
     // Both take faults of their own at the same time.
     let count = || {
         for index in 1000..4000 {

@@ -27,8 +27,11 @@ use nix::sys::mman::{MapFlags, ProtFlags};
 static GAVE_UP: AtomicU32 = AtomicU32::new(0);
 
 /// Has the kernel empty the bytes `own` of a reservation, and the tables that go with it, in children
-/// that do not inherit them. It does so for private base pages alone: other memory, and a shared image
-/// before them, the child's hook empties, or replaces.
+/// that do not inherit them. It does so for private base pages alone: huge ones, and a shared image before
+/// `own`, are emptied by the child's hook.
+///
+/// Shared memory no child gets of the kernel, but of its hook: one without hooks, in which nothing is
+/// registered, would fill missing pages with zeroes, and for its parent as well.
 pub(super) fn prepare(
     on_fork: OnFork,
     backing: Backing,
@@ -36,6 +39,9 @@ pub(super) fn prepare(
     own: Range<usize>,
     tables: &Mapping,
 ) -> Result<()> {
+    if backing.is_shared() {
+        reservation.keep_from_children(own.start, own.len())?;
+    }
     if on_fork != OnFork::Inherit {
         if backing.is_ordinary() && !own.is_empty() {
             reservation.wipe_on_fork(own.start, own.len())?;
@@ -91,6 +97,7 @@ fn take_over(region: &Region) -> Result<()> {
     if !is_lazy(region) {
         return Ok(());
     }
+    map_again(region).map_err(|errno| Error::os(Operation::ShareMemory, errno))?;
     match region.on_fork {
         OnFork::Inherit => {}
         OnFork::Wipe => empty(region)?,
@@ -114,17 +121,17 @@ fn empty(region: &Region) -> Result<()> {
     let (start, len) = range(region);
     let start = ptr::with_exposed_provenance_mut(start);
     // SAFETY: the range is a reservation of ours, and its pages are the template's from here on.
-    let emptied = unsafe {
-        match region.backing {
-            Backing::Shared { .. } => replace(start, len),
-            Backing::Private | Backing::PrivateHuge => sys::advise(start, len, libc::MADV_DONTNEED),
-        }
-    };
+    let emptied = unsafe { sys::advise(start, len, libc::MADV_DONTNEED) };
     match emptied {
-        // The kernel has emptied it; only fork hooks of others that ran before ours may have touched
-        // it, and found zeroes. Of a shared image what the parent had written is there still.
-        Err(_) if region.backing == Backing::Private && region.source.shared_pages() == 0 => {}
-        result => result.map_err(|errno| Error::os(Operation::Advise, errno))?,
+        // The kernel does not empty these by itself, huge pages before Linux 5.18 not even when it is told
+        // to. Of a shared image what the parent had written is there still.
+        Err(errno)
+            if region.backing == Backing::PrivateHuge || region.source.shared_pages() > 0 =>
+        {
+            return Err(Error::os(Operation::Advise, errno));
+        }
+        // Fork hooks of others that ran before ours may have touched it, and found zeroes.
+        _ => {}
     }
     if region.backend == Backend::Mprotect {
         // One mapping comes of it, which needs none that is not there.
@@ -138,15 +145,27 @@ fn empty(region: &Region) -> Result<()> {
     Ok(())
 }
 
-/// Puts private memory in the place of shared memory that a child must not touch.
-///
-/// # Safety
-/// The range is the caller's, and nothing in it is used any more.
-unsafe fn replace(start: *mut u8, len: usize) -> std::result::Result<(), Errno> {
+/// Maps what the child did not get, shared memory, where its parent has it; or something else, which it
+/// may not touch either, for a violation to come of that.
+fn map_again(region: &Region) -> std::result::Result<(), Errno> {
+    let Backing::Shared { file, huge } = region.backing else { return Ok(()) };
+    let (start, len) = range(region);
+    let start = ptr::with_exposed_provenance_mut(start);
+    let (kind, from) = match region.on_fork {
+        OnFork::Forbid => (MapFlags::MAP_PRIVATE, None),
+        OnFork::Inherit | OnFork::Wipe => (MapFlags::MAP_SHARED, Some((file, 0))),
+    };
+    // Hooks of others may have mapped something there meanwhile.
+    let flags = kind | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED_NOREPLACE;
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | MapFlags::MAP_FIXED;
-    // SAFETY: as the caller promises.
-    unsafe { sys::map(start, len, protection, flags, None) }.map(drop)
+    // SAFETY: nothing is replaced; then, the range is a mapping of ours, and the advice changes no content.
+    unsafe {
+        sys::map(start, len, protection, flags, from)?;
+        if !huge {
+            let _ = sys::advise(start, len, libc::MADV_NOHUGEPAGE);
+        }
+        sys::advise(start, len, libc::MADV_DONTFORK)
+    }
 }
 
 /// Without a userfaultfd the child would read zeroes where a template should be. It may be about to

@@ -186,6 +186,11 @@ impl Mapping {
         self.advise(offset, len, libc::MADV_WIPEONFORK)
     }
 
+    /// Has a forked child find nothing at all in place of `len` bytes at `offset`.
+    pub(crate) fn keep_from_children(&self, offset: usize, len: usize) -> Result<()> {
+        self.advise(offset, len, libc::MADV_DONTFORK)
+    }
+
     fn advise(&self, offset: usize, len: usize, advice: c_int) -> Result<()> {
         let start = self.at(offset, len)?;
         // SAFETY: the range lies in this mapping; the advice changes no content.

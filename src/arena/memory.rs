@@ -39,8 +39,8 @@ impl<'a> ArenaBuilder<'a> {
     ///
     /// With [`PageSize::Huge`] a page is 2 MiB of hugetlbfs's pool: one fault resolves it, and it is
     /// the unit of everything that is otherwise one of base pages: length, budget, limit, discard
-    /// ([`Arena::page_size`](super::Arena::page_size) tells). The kernel never splits it, swaps it out or takes it for a scattered
-    /// touch; and it is there or it is not: when the pool is empty, a touch is a violation
+    /// ([`Arena::page_size`](super::Arena::page_size) tells). The kernel never splits it nor swaps it
+    /// out; and it is there or it is not: when the pool is empty, a touch is a violation
     /// ([`Bound::NoHugePages`](crate::Bound::NoHugePages)). A page function is still called for base
     /// pages, 512 times for each.
     ///
@@ -69,8 +69,8 @@ impl<'a> ArenaBuilder<'a> {
     }
 
     /// Makes the arena of memory that other processes can map too: a memfd that is made for it, of
-    /// the arena's length, which nobody can cut short. [`Arena::memfd`](super::Arena::memfd) tells what to send them, for
-    /// [`memfd`](Self::memfd).
+    /// the arena's length, which nobody can cut short. [`Arena::memfd`](super::Arena::memfd) tells what
+    /// to send them, for [`memfd`](Self::memfd).
     ///
     /// Each process that maps it has an arena of its own, and resolves its own faults: who touches a
     /// page first installs it, for all of them. A page that another process has installed already is
@@ -81,11 +81,15 @@ impl<'a> ArenaBuilder<'a> {
     ///   [`Arena::populate`](super::Arena::populate) and
     ///   [`Arena::measure`](super::Arena::measure) take on those of others that this process has
     ///   mapped. Zeroes that are only read are memory here.
-    /// - [`Arena::discard`](super::Arena::discard) and [`Arena::reset`](super::Arena::reset) give pages back for everybody, whoever installed
-    ///   them. Other processes go on counting them until they measure, or touch them again.
+    /// - [`Arena::discard`](super::Arena::discard) and [`Arena::reset`](super::Arena::reset) give pages
+    ///   back for everybody, whoever installed them. Other processes go on counting them until they measure, or touch them again.
     /// - A process that dies leaves what it installed to the others.
-    /// - A forked child shares the memory with its parent
-    ///   ([`OnFork::Inherit`](crate::OnFork::Inherit); [`OnFork::Wipe`](crate::OnFork::Wipe) cannot be had), and begins with its parent's counters.
+    /// - A forked child shares the memory with its parent, and begins with its parent's counters
+    ///   ([`OnFork::Inherit`](crate::OnFork::Inherit)), or must not touch it
+    ///   ([`OnFork::Forbid`](crate::OnFork::Forbid)); [`OnFork::Wipe`](crate::OnFork::Wipe) is refused.
+    ///   A child without the C library's fork hooks does not get it at all.
+    /// - Whoever maps the file **without an arena**, or writes to it by write(2), fills pages that it does
+    ///   not have yet with zeroes, for everybody.
     /// - It needs userfaultfd. Heaps and sparse arrays cannot be made of it, nor is anything lent.
     ///
     /// ```
