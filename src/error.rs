@@ -57,6 +57,10 @@ pub enum Operation {
     SetLimit,
     /// [`Arena::measure`](crate::Arena::measure).
     Measure,
+    /// [`Arena::save`](crate::Arena::save).
+    Save,
+    /// [`ImageInfo::read`](crate::ImageInfo::read) or [`ImageInfo::verify`](crate::ImageInfo::verify).
+    ReadImage,
     /// Making a [`SparseArray`](crate::SparseArray).
     Array,
 }
@@ -89,6 +93,8 @@ impl Operation {
             Self::Discard => "discard",
             Self::SetLimit => "set the limit",
             Self::Measure => "measure",
+            Self::Save => "save an arena",
+            Self::ReadImage => "read an image",
             Self::Array => "make a sparse array",
         }
     }
@@ -164,6 +170,20 @@ pub enum ErrorKind {
     /// This process is a forked child that could not open a userfaultfd of its own, or one of its
     /// children: arenas do not work in it.
     NotRearmed,
+    /// The file does not begin with an image.
+    NotAnImage,
+    /// The image has been changed, or cut short, by somebody else than [`Arena::save`](crate::Arena::save).
+    ImageDamaged,
+    /// The image is of a version that this version of lacuna does not know.
+    ImageVersion,
+    /// The image was saved on a machine with another page size, or another order of bytes.
+    ImageOfOtherMachine,
+    /// Somebody else is saving to the file.
+    ImageBusy,
+    /// The template's value is too long for an image, which holds up to 2048 bytes of it.
+    FillTooLong,
+    /// What a page function makes of untouched pages cannot be saved.
+    TemplateIsFunction,
 }
 
 impl ErrorKind {
@@ -205,6 +225,13 @@ impl ErrorKind {
             Self::NotRearmed => {
                 "this forked process could not open a userfaultfd, so arenas do not work in it"
             }
+            Self::NotAnImage => "the file is no image of an arena",
+            Self::ImageDamaged => "the image is damaged or cut short",
+            Self::ImageVersion => "the image is of an unknown version",
+            Self::ImageOfOtherMachine => "the image has another page size or byte order",
+            Self::ImageBusy => "somebody else is saving to the file",
+            Self::FillTooLong => "an image holds a repeated value of at most 2048 bytes",
+            Self::TemplateIsFunction => "an image cannot hold a page function",
         }
     }
 }
@@ -228,6 +255,13 @@ impl ErrorKind {
                 "give the thread an alternate stack of ordinary memory, see sigaltstack(2)"
             }
             Self::TooManyHandlers => "somebody installs new handlers over and over",
+            Self::ImageDamaged => "go back to a copy, or save to another file",
+            Self::ImageVersion => "it was saved by a newer version of lacuna",
+            Self::ImageOfOtherMachine => "it can be used on machines like the one that saved it",
+            Self::ImageBusy => "try again once that is done, or save to a file of one's own",
+            Self::FillTooLong | Self::TemplateIsFunction => {
+                "give the arena a template of bytes, or populate it and copy what is there"
+            }
             _ => return None,
         })
     }
@@ -359,6 +393,24 @@ impl Error {
                 Some(Errno::ENOMEM),
             ) => {
                 "the kernel has no memory left, or the process no mappings: raise vm.max_map_count"
+            }
+            (Operation::Save, _, Some(Errno::EBADF)) => {
+                "open the file for reading and writing, and not for appending"
+            }
+            (Operation::Save, _, Some(Errno::EFAULT)) => {
+                "a page that is present cannot be read: it is poisoned, or somebody else has changed \
+                 its mapping"
+            }
+            (
+                Operation::Save,
+                _,
+                Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG | Errno::EIO),
+            ) => {
+                "the image that the file had is still there, unless it is the end of the save that \
+                 failed: then it is that one or the new one"
+            }
+            (Operation::Save, ErrorKind::NotAnImage, _) => {
+                "to write over what is there, truncate the file before"
             }
             (Operation::Populate, ErrorKind::BudgetExhausted, _) => {
                 "raise the budget or discard what is no longer needed"

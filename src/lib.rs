@@ -9,6 +9,7 @@ mod error;
 mod fault;
 mod fork;
 mod heap;
+mod image;
 mod lock;
 mod page;
 mod process;
@@ -19,7 +20,7 @@ pub mod uffd;
 #[doc = include_str!("../GUARANTEES.md")]
 pub mod guarantees {}
 
-pub use arena::{Arena, ArenaBuilder, Populated, Stats, Template};
+pub use arena::{Arena, ArenaBuilder, Populated, Saved, Stats, Template};
 pub use arena::{check_thread, is_in_front, take_front};
 pub use error::{Error, ErrorKind, Operation, Result};
 pub use fault::backend::Backend;
@@ -29,6 +30,7 @@ pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
 pub use fault::window::Window;
 pub use fork::OnFork;
 pub use heap::{ClassStats, Heap, HeapStats, Lacuna};
+pub use image::ImageInfo;
 pub use nix::errno::Errno;
 pub use page::page_size;
 pub use sparse::{PopulatedElements, SparseArray};

@@ -17,6 +17,7 @@ mod publish;
 mod registrar;
 mod reset;
 mod runs;
+mod save;
 mod stats;
 mod template;
 
@@ -24,6 +25,7 @@ pub use builder::ArenaBuilder;
 pub use check::check_thread;
 pub use front::{is_in_front, take_front};
 pub use runs::Populated;
+pub use save::Saved;
 pub use stats::Stats;
 pub use template::Template;
 

@@ -131,6 +131,14 @@ impl Snapshot {
         self
     }
 
+    /// The pages set in both.
+    pub(crate) fn intersection(mut self, other: &Self) -> Self {
+        for (word, more) in self.0.iter_mut().zip(&other.0) {
+            *word &= more;
+        }
+        self
+    }
+
     /// The first set page of `pages`, or its end.
     pub(crate) fn next_set(&self, pages: Range<usize>) -> usize {
         self.find(pages, 0)

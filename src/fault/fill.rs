@@ -130,7 +130,13 @@ fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
             // SAFETY: as above, and the content is zero.
             step(unsafe { uffd.zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
         }
+        // What is not memory must come last in a run, see `fill`.
+        Content::Hole { pages } if access == Access::Read && left <= pages => {
+            // SAFETY: as above.
+            step(unsafe { uffd.zeropage(target, bytes(left), ZeropageMode::DONTWAKE) }, true)
+        }
         Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
+        Content::Hole { pages } => copy(ZEROES.get(), left.min(pages).min(Zeroes::PAGES)),
         Content::Bytes { from, pages } => copy(from, left.min(pages)),
         Content::Generated => generate(region, page, copy),
     }

@@ -2,6 +2,7 @@
 //! memory that is present, or that the kernel can make present by itself, since UFFDIO_COPY
 //! cannot read a page that needs a SIGBUS handler.
 
+use super::stored::Stored;
 use super::tuning::PAGE_BUFFERS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
 use core::ptr;
@@ -11,6 +12,8 @@ use core::ptr;
 pub(crate) enum Content {
     /// Zeroes, from here to the end of the reservation.
     Zero,
+    /// Zeroes in `pages` pages, after which there is something else.
+    Hole { pages: usize },
     /// `pages` pages' bytes from here on.
     Bytes { from: *const u8, pages: usize },
     /// Whatever a page function makes of one page.
@@ -39,6 +42,8 @@ pub(crate) enum Source {
         tail: *const u8,
         mapped: bool,
     },
+    /// An image that an arena was saved to, always mapped from its file.
+    Stored(*const Stored),
     /// A function, with buffers to run it in.
     Generate {
         function: PageFunction,
@@ -60,7 +65,7 @@ unsafe impl Sync for Source {}
 impl Source {
     /// Whether ordinary code may read the content, or a page function make it, anywhere.
     pub(crate) fn is_ordinary(&self) -> bool {
-        !matches!(self, Self::Image { mapped: true, .. })
+        !matches!(self, Self::Image { mapped: true, .. } | Self::Stored(_))
     }
 
     /// What page `page` contains, and how many pages after it come from the same place.
@@ -79,6 +84,8 @@ impl Source {
                 Content::Bytes { from: tail, pages: 1 }
             }
             Self::Image { .. } => Content::Zero,
+            // SAFETY: it belongs to the arena's template, which outlives the region.
+            Self::Stored(image) => unsafe { &*image }.at(page, page_shift),
             Self::Generate { .. } => Content::Generated,
         }
     }
@@ -107,6 +114,7 @@ impl Source {
             let target = target.wrapping_add(index.wrapping_shl(page_shift));
             match self.at(page, page_shift) {
                 Content::Zero => return,
+                Content::Hole { .. } => {}
                 // SAFETY: the template's memory has the whole page, and so has the target.
                 Content::Bytes { from, .. } => unsafe {
                     ptr::copy_nonoverlapping(from, target, size);

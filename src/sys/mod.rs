@@ -4,10 +4,12 @@
 //! All of them are one system call, allocate nothing and cannot panic, so they work inside a signal
 //! handler and inside an allocator. They set errno as the C library's do.
 
+mod file;
 mod memory;
 #[cfg_attr(not(lacuna_seam), allow(unreachable_pub, reason = "public for tests with the seam"))]
 pub mod seam;
 
+pub(crate) use file::{duplicate, lock, memory_file, open_flags, status, sync};
 pub(crate) use memory::{advise, is_readable, map, protect, remap, resident, unlock, unmap};
 
 use core::ffi::{CStr, c_int, c_long, c_ulong};

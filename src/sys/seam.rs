@@ -28,7 +28,8 @@ calls! {
     Userfaultfd, OpenDevice, NewFromDevice, Api, Register, Unregister, Wake, Copy, Zeropage, Move,
     WriteProtect, Continue, Poison, Map, Unmap, Protect, Unlock, Discard, PopulateRead, PopulateWrite,
     WipeOnFork, Advise, Remap, Mincore, OpenPagemap, ReadPagemap, ScanPagemap, OpenMemory,
-    WriteMemory, Sigaction, AtFork, ThreadKey,
+    WriteMemory, Sigaction, AtFork, ThreadKey, OpenFile, ReadFile, WriteFile, SyncFile, LockFile,
+    FileStatus, OpenFlags, Duplicate, MemoryFile, CopyPages,
 }
 
 /// Lets a call happen, or says how it fails.

@@ -1,8 +1,14 @@
 //! What an untouched page contains.
 
+mod stored;
+
+pub(crate) use stored::StoredImage;
+
 use super::mapping::Mapping;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::source::{PageFunction, Source};
+use crate::fault::stored::GROUP;
+use crate::image::FILL_MAX;
 use crate::page::{page_size, round_up};
 use core::{fmt, ptr};
 use std::fs::File;
@@ -23,6 +29,7 @@ enum Kind {
     Zero,
     Repeat { buffer: Arc<Mapping>, period: usize },
     Image { image: Arc<Image> },
+    Stored { image: Arc<StoredImage> },
     Generate(PageFunction),
 }
 
@@ -75,18 +82,8 @@ impl Template {
         let too_long = Error::new(Operation::Template, ErrorKind::TooLong).value(period);
         let len = period.checked_add(REPEAT_SPAN.max(page_size())).ok_or(too_long)?;
         let buffer = Mapping::zeroed(len)?;
-        let start = buffer.base().as_ptr();
-        // SAFETY: the buffer is longer than the value, and then than what has been written: each
-        // round doubles the copies, or fills what is left.
-        unsafe {
-            ptr::copy_nonoverlapping(ptr::from_ref(value).cast::<u8>(), start, period);
-            let mut done = period;
-            while done < len {
-                let more = done.min(len - done);
-                ptr::copy_nonoverlapping(start, start.add(done), more);
-                done += more;
-            }
-        }
+        // SAFETY: the value has so many bytes, and the buffer is new.
+        unsafe { repeat_into(&buffer, ptr::from_ref(value).cast::<u8>(), period) };
         Ok(Self(match is_zero(&buffer, period) {
             true => Kind::Zero,
             false => Kind::Repeat { buffer: Arc::new(buffer), period },
@@ -122,18 +119,21 @@ impl Template {
         let (head, rest) = bytes.split_at(whole);
         let body = if head.is_empty() { None } else { Some((copy(head)?, 0)) };
         let tail = if rest.is_empty() { None } else { Some(copy(rest)?) };
-        Ok(Self::image(Image { body, tail, len: bytes.len(), mapped: false }))
+        Ok(Self::of_image(Image { body, tail, len: bytes.len(), mapped: false }))
     }
 
     /// The bytes of `file` at the arena's start, and zeroes after them. They are read page by page
     /// as the arena is touched.
+    ///
+    /// If the file begins with an image that an arena was saved to, it is brought up as
+    /// [`image`](Self::image) does, or refused; [`file_range`](Self::file_range) takes bytes for bytes.
     ///
     /// The length is taken now. Should the file become shorter later, touching a page whose bytes
     /// are gone is a violation; should its bytes change, pages touched later may show the change.
     ///
     /// # Errors
     /// [`ErrorKind::TemplateUnreadable`] if it is no regular file; [`ErrorKind::Os`] if it is not
-    /// open for reading or cannot be mapped.
+    /// open for reading or cannot be mapped; those of [`image`](Self::image) if it is one.
     ///
     /// ```
     /// let file = std::fs::File::open("Cargo.toml")?;
@@ -146,7 +146,10 @@ impl Template {
     /// ```
     pub fn file(file: &File) -> Result<Self> {
         let len = regular_len(file)?;
-        Self::file_range(file, 0..len)
+        match stored::is_image(file)? {
+            true => Self::image(file),
+            false => Self::file_range(file, 0..len),
+        }
     }
 
     /// As [`file`](Self::file), but only the bytes of `range`.
@@ -175,7 +178,7 @@ impl Template {
             0 => None,
             _ => Some(read_tail(file, range.start + whole as u64, rest)?),
         };
-        Ok(Self::image(Image { body, tail, len, mapped: true }))
+        Ok(Self::of_image(Image { body, tail, len, mapped: true }))
     }
 
     /// Whatever `function` writes into the page it is given, which is zeroed before: called with
@@ -207,7 +210,7 @@ impl Template {
         Self(Kind::Generate(function))
     }
 
-    fn image(image: Image) -> Self {
+    fn of_image(image: Image) -> Self {
         Self(Kind::Image { image: Arc::new(image) })
     }
 
@@ -215,7 +218,47 @@ impl Template {
     pub(crate) fn len(&self) -> usize {
         match &self.0 {
             Kind::Image { image } => image.len,
+            Kind::Stored { image } => image.arena_len(),
             _ => 0,
+        }
+    }
+
+    /// The value that an image has to repeat on pages that neither the arena nor the template has;
+    /// nothing for zeroes.
+    pub(crate) fn fill(&self) -> Result<&[u8]> {
+        let error = |kind| Err(Error::new(Operation::Save, kind));
+        match &self.0 {
+            Kind::Zero | Kind::Image { .. } => Ok(&[]),
+            Kind::Repeat { period, .. } if *period > FILL_MAX => {
+                Err(Error::new(Operation::Save, ErrorKind::FillTooLong).value(*period))
+            }
+            // SAFETY: the buffer begins with the value, and `is_zero` has seen to its being bytes.
+            Kind::Repeat { buffer, period } => Ok(unsafe {
+                core::slice::from_raw_parts(buffer.base().as_ptr().cast_const(), *period)
+            }),
+            Kind::Stored { image } => Ok(image.fill()),
+            Kind::Generate(_) => error(ErrorKind::TemplateIsFunction),
+        }
+    }
+
+    /// Whether the template, and not its [`fill`](Self::fill), says what page `page` contains.
+    pub(crate) fn defines(&self, page: usize) -> bool {
+        match &self.0 {
+            Kind::Image { image } => page < image.len.div_ceil(page_size()),
+            Kind::Stored { image } => image.place(page).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Ranges of pages outside of which the template [`defines`](Self::defines) none.
+    pub(crate) fn defined(&self) -> Vec<Range<usize>> {
+        match &self.0 {
+            Kind::Image { image } => vec![0..image.len.div_ceil(page_size())],
+            Kind::Stored { image } => {
+                let group = |group: &u64| *group as usize * GROUP..(*group as usize + 1) * GROUP;
+                image.groups().iter().map(group).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -238,6 +281,7 @@ impl Template {
                 period: *period,
                 span: (buffer.len() - period) / page,
             },
+            Kind::Stored { image } => Source::Stored(image.view()),
             Kind::Image { image } => Source::Image {
                 bytes: image.body.as_ref().map_or(ptr::null(), |(mapping, skip)| {
                     mapping.base().as_ptr().wrapping_add(*skip).cast_const()
@@ -255,8 +299,38 @@ impl fmt::Debug for Template {
         match &self.0 {
             Kind::Zero => f.write_str("Template::zero"),
             Kind::Repeat { period, .. } => write!(f, "Template::repeat({period} bytes)"),
-            Kind::Image { image } => write!(f, "Template::image({} bytes)", image.len),
+            Kind::Image { image } => write!(f, "Template::bytes({} bytes)", image.len),
+            Kind::Stored { image } => {
+                write!(f, "Template::image(of {} bytes)", image.arena_len())
+            }
             Kind::Generate(_) => f.write_str("Template::generate"),
+        }
+    }
+}
+
+/// A buffer of `value`, over and over, as [`Template::repeat`] makes one.
+fn repeated(value: &[u8]) -> Result<Mapping> {
+    let buffer = Mapping::zeroed(value.len() + REPEAT_SPAN.max(page_size()))?;
+    // SAFETY: the value has so many bytes, and the buffer is new.
+    unsafe { repeat_into(&buffer, value.as_ptr(), value.len()) };
+    Ok(buffer)
+}
+
+/// Fills a buffer with copies of a value, the last one of them cut.
+///
+/// # Safety
+/// `value` points to `period` bytes, of which there is one; the buffer is longer, and the caller's.
+unsafe fn repeat_into(buffer: &Mapping, value: *const u8, period: usize) {
+    let (start, len) = (buffer.base().as_ptr(), buffer.len());
+    // SAFETY: the buffer is longer than the value, and then than what has been written: each
+    // round doubles the copies, or fills what is left.
+    unsafe {
+        ptr::copy_nonoverlapping(value, start, period);
+        let mut done = period;
+        while done < len {
+            let more = done.min(len - done);
+            ptr::copy_nonoverlapping(start, start.add(done), more);
+            done += more;
         }
     }
 }
