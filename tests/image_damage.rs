@@ -113,10 +113,8 @@ fn a_damaged_index_is_refused() {
 
 #[test]
 fn a_damaged_page_is_found_and_saved_anew() {
-    let places =
-        [2 * page(), 2 * page() + 3 * page() + 17, index() - 1024 * page() + 77 * page() - 1];
     let last = 2 * page() + 2 * 1024 * page() + (1100 - 1024) * page() + 5;
-    for at in [places[0], places[1], last] {
+    for at in [2 * page(), 5 * page() + 17, last] {
         flipped(&[at], |file| {
             assert_eq!(kind(ImageInfo::verify(file, 0)), Some(ErrorKind::ImageDamaged));
         });

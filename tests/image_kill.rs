@@ -59,7 +59,7 @@ fn bring_up(file: &File) -> Arena {
 fn save_for_ever(path: &Path, mut round: u64) -> ! {
     let file = open(path);
     // Now an arena that has it all, now one that brings up the image and changes it.
-    let arena = match round % 2 == 0 || file.metadata().unwrap().len() == 0 {
+    let arena = match round.is_multiple_of(2) || file.metadata().unwrap().len() == 0 {
         true => Arena::builder(LEN).reserve().unwrap(),
         false => bring_up(&file),
     };

@@ -10,7 +10,7 @@ use crate::fault::region::Region;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
-use crate::image::{Flaw, ImageFile, Update, Window};
+use crate::image::{Flaw, ImageFile, Update, Window, retry};
 use crate::page::{CHUNK, page_size};
 use crate::sys::{self, seam::Call};
 use core::ops::Range;
@@ -39,7 +39,7 @@ impl Arena {
     /// If the file has an image already, only the pages that differ from it are written: a save costs
     /// reading what is present, and writing what has changed. If the template is the image in this very
     /// file, what has not been touched is not even read. A file that is empty gets its first image; one that has
-    /// anything else in it is refused.
+    /// anything else in it is refused, also what is left of a first save that was interrupted: truncate it.
     ///
     /// **At any moment the file has the old image or the new one, whole**, whatever kills the process, and
     /// when the power fails: fdatasync(2) is called before the change and after it. A file that is new also
@@ -54,9 +54,10 @@ impl Arena {
     ///
     /// Other threads may go on writing to the arena. A page that is written meanwhile is saved as it was
     /// before or after, or as a mix of the two, and pages may be saved as of different moments: who needs one
-    /// moment stops the writers. A chunk that is touched for the first time waits while its pages are
-    /// copied. Faults and budgets see nothing of it, but for a page for each that is copied at a time (2 MiB
-    /// of memory).
+    /// moment stops the writers. First touches, discards and forks wait while a chunk of 2 MiB is copied, not
+    /// while it is written. A save takes 4 MiB of memory, and eight bytes for each page of the image.
+    ///
+    /// A forked child may save its arena as its parent may, to another file or in turns.
     ///
     /// With `RLIMIT_FSIZE` the kernel raises SIGXFSZ, which ends the process unless it is ignored.
     ///
@@ -264,11 +265,10 @@ impl Pages {
             let offset = at * page_size() + done;
             let fd = self.file.as_raw_fd();
             // SAFETY: the file is this value's, and nobody looks at its pages meanwhile.
-            match unsafe { sys::write_at(Call::CopyPages, fd, from, len - done, offset) } {
-                Ok(0) => return Err(Errno::EFAULT),
-                Err(Errno::EINTR) => {}
-                Ok(copied) => done += copied,
-                Err(errno) => return Err(errno),
+            match retry(|| unsafe { sys::write_at(Call::CopyPages, fd, from, len - done, offset) })?
+            {
+                0 => return Err(Errno::EFAULT),
+                copied => done += copied,
             }
         }
         Ok(())

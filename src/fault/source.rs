@@ -71,7 +71,17 @@ impl Source {
     /// What page `page` contains, and how many pages after it come from the same place.
     pub(crate) fn at(&self, page: usize, page_shift: u32) -> Content {
         match *self {
-            Self::Zero => Content::Zero,
+            // SAFETY: it belongs to the arena's template, which outlives the region.
+            Self::Stored(image) => unsafe { &*image }.at(page, page_shift),
+            _ => self.unstored_at(page, page_shift),
+        }
+    }
+
+    /// As [`at`](Self::at) where the content [`is_ordinary`](Self::is_ordinary), which no stored image's is:
+    /// apart, since it is called deep in the handler.
+    fn unstored_at(&self, page: usize, page_shift: u32) -> Content {
+        match *self {
+            Self::Zero | Self::Stored(_) => Content::Zero,
             Self::Repeat { buffer, period, span } => {
                 let phase = page.wrapping_shl(page_shift).checked_rem(period).unwrap_or(0);
                 Content::Bytes { from: buffer.wrapping_add(phase), pages: span }
@@ -84,8 +94,6 @@ impl Source {
                 Content::Bytes { from: tail, pages: 1 }
             }
             Self::Image { .. } => Content::Zero,
-            // SAFETY: it belongs to the arena's template, which outlives the region.
-            Self::Stored(image) => unsafe { &*image }.at(page, page_shift),
             Self::Generate { .. } => Content::Generated,
         }
     }
@@ -112,9 +120,8 @@ impl Source {
         for index in 0..pages {
             let page = first.wrapping_add(index);
             let target = target.wrapping_add(index.wrapping_shl(page_shift));
-            match self.at(page, page_shift) {
-                Content::Zero => return,
-                Content::Hole { .. } => {}
+            match self.unstored_at(page, page_shift) {
+                Content::Zero | Content::Hole { .. } => return,
                 // SAFETY: the template's memory has the whole page, and so has the target.
                 Content::Bytes { from, .. } => unsafe {
                     ptr::copy_nonoverlapping(from, target, size);

@@ -219,7 +219,7 @@ fn live(seed: u64) {
 
 #[test]
 fn a_disk_that_loses_what_was_not_synced_has_the_old_image_or_the_new_one() {
-    (0..400).for_each(live);
+    (0..200).for_each(live);
 }
 
 #[test]

@@ -24,12 +24,11 @@ impl Storage for Window<'_> {
             let rest = &mut into[done..];
             let at = self.at(offset, done)?;
             let fd = self.file.as_raw_fd();
+            let (to, len) = (rest.as_mut_ptr(), rest.len());
             // SAFETY: the bytes are a slice's.
-            match unsafe { sys::read_at(Call::ReadFile, fd, rest.as_mut_ptr(), rest.len(), at) } {
-                Ok(0) => break,
-                Ok(read) => done += read,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
+            match retry(|| unsafe { sys::read_at(Call::ReadFile, fd, to, len, at) })? {
+                0 => break,
+                read => done += read,
             }
         }
         Ok(done)
@@ -41,25 +40,30 @@ impl Storage for Window<'_> {
             let rest = &bytes[done..];
             let at = self.at(offset, done)?;
             let fd = self.file.as_raw_fd();
+            let (from, len) = (rest.as_ptr(), rest.len());
             // SAFETY: the file is the image's, which its user has asked to be written.
-            match unsafe { sys::write_at(Call::WriteFile, fd, rest.as_ptr(), rest.len(), at) } {
-                Ok(0) => return Err(Errno::EIO),
-                Ok(written) => done += written,
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
+            match retry(|| unsafe { sys::write_at(Call::WriteFile, fd, from, len, at) })? {
+                0 => return Err(Errno::EIO),
+                written => done += written,
             }
         }
         Ok(())
     }
 
     fn sync(&self) -> Result<(), Errno> {
-        loop {
-            match sys::sync(self.file.as_raw_fd()) {
-                Err(Errno::EINTR) => {}
-                result => return result,
-            }
+        retry(|| sys::sync(self.file.as_raw_fd()))
+    }
+}
+
+/// Makes a call again that a signal has interrupted, but not for ever.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 0..1000 {
+        match call() {
+            Err(Errno::EINTR) => {}
+            result => return result,
         }
     }
+    Err(Errno::EINTR)
 }
 
 impl Window<'_> {

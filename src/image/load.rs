@@ -27,7 +27,7 @@ pub(crate) fn begins_here(storage: &impl Storage) -> Result<bool, Flaw> {
 /// Reads what there is to know of an image before its pages. It takes no lock: what a saver writes
 /// meanwhile is not what the superblock leads to, unless it has saved twice.
 pub(crate) fn load(storage: &impl Storage, page_size: usize) -> Result<Image, Flaw> {
-    settled(storage, page_size, |image| Ok(image))
+    settled(storage, page_size, Ok)
 }
 
 /// Reads an image and does `more` with it; again if it turns out to be damaged and another one has taken

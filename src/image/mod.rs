@@ -42,7 +42,7 @@ mod crash;
 
 pub use info::ImageInfo;
 
-pub(crate) use file::{ImageFile, Window};
+pub(crate) use file::{ImageFile, Window, retry};
 pub(crate) use load::{Image, begins_here, load};
 pub(crate) use map::Record;
 pub(crate) use update::Update;

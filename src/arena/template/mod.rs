@@ -253,7 +253,7 @@ impl Template {
     /// Ranges of pages outside of which the template [`defines`](Self::defines) none.
     pub(crate) fn defined(&self) -> Vec<Range<usize>> {
         match &self.0 {
-            Kind::Image { image } => vec![0..image.len.div_ceil(page_size())],
+            Kind::Image { image } => core::iter::once(0..image.len.div_ceil(page_size())).collect(),
             Kind::Stored { image } => {
                 let group = |group: &u64| *group as usize * GROUP..(*group as usize + 1) * GROUP;
                 image.groups().iter().map(group).collect()
