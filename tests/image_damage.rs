@@ -74,9 +74,14 @@ fn kind<T>(result: Result<T, Error>) -> Option<ErrorKind> {
     result.err().map(|error| error.kind())
 }
 
+/// Each byte of a superblock that means something, and some of those that are only under its checksum.
+fn superblock_bytes() -> impl Iterator<Item = usize> {
+    (0..100).chain((100..SUPERBLOCK).step_by(41)).chain(SUPERBLOCK - 5..SUPERBLOCK)
+}
+
 #[test]
 fn one_superblock_may_be_damaged() {
-    for at in 0..SUPERBLOCK {
+    for at in superblock_bytes() {
         for copy in [0, SUPERBLOCK] {
             flipped(&[at + copy], |file| bring_up(file).unwrap());
         }
@@ -85,7 +90,7 @@ fn one_superblock_may_be_damaged() {
 
 #[test]
 fn two_damaged_superblocks_are_refused() {
-    for at in 0..SUPERBLOCK {
+    for at in superblock_bytes() {
         flipped(&[at, at + SUPERBLOCK], |file| {
             let expected = if at < 16 { ErrorKind::NotAnImage } else { ErrorKind::ImageDamaged };
             assert_eq!(kind(Template::image(file)), Some(expected), "byte {at}");

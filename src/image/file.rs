@@ -121,7 +121,7 @@ impl Drop for ImageFile {
 
 /// Opens a file that is open once more.
 fn reopen(file: &File) -> Result<OwnedFd, Errno> {
-    let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
+    let path = format!("/proc/thread-self/fd/{}\0", file.as_raw_fd());
     let path = core::ffi::CStr::from_bytes_with_nul(path.as_bytes()).map_err(|_| Errno::EINVAL)?;
     sys::open(Call::OpenFile, path, libc::O_RDWR)
 }

@@ -4,7 +4,7 @@ use super::{Kind, Template};
 use crate::arena::mapping::Mapping;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::stored::{self, GROUP, Group};
-use crate::image::{self, Image, Window};
+use crate::image::{self, Flaw, Image, Window};
 use crate::page::{page_size, round_up};
 use crate::sys;
 use core::ptr::NonNull;
@@ -109,8 +109,11 @@ impl Template {
 
 /// Whether `file` begins with an image, good or not.
 pub(super) fn is_image(file: &File) -> Result<bool> {
-    image::begins_here(&Window { file: file.as_fd(), base: 0 })
-        .map_err(|flaw| flaw.during(Operation::Template))
+    match image::begins_here(&Window { file: file.as_fd(), base: 0 }) {
+        // Not open for reading, which mapping it will say.
+        Err(Flaw::Os(Errno::EBADF)) => Ok(false),
+        result => result.map_err(|flaw| flaw.during(Operation::Template)),
+    }
 }
 
 impl StoredImage {
