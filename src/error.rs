@@ -63,6 +63,10 @@ pub enum Operation {
     SetLimit,
     /// [`Arena::measure`](crate::Arena::measure).
     Measure,
+    /// [`Arena::save`](crate::Arena::save).
+    Save,
+    /// [`ImageInfo::read`](crate::ImageInfo::read) or [`ImageInfo::verify`](crate::ImageInfo::verify).
+    ReadImage,
     /// Making a [`SparseArray`](crate::SparseArray).
     Array,
     /// [`Arena::checkpoint`](crate::Arena::checkpoint).
@@ -115,6 +119,8 @@ impl Operation {
             Self::MovePages => "move pages",
             Self::SetLimit => "set the limit",
             Self::Measure => "measure",
+            Self::Save => "save an arena",
+            Self::ReadImage => "read an image",
             Self::Array => "make a sparse array",
             Self::Checkpoint => "make a checkpoint",
             Self::Written => "ask what was written",
@@ -147,7 +153,7 @@ pub enum ErrorKind {
     /// The template could not be read: its file shrank or its device failed.
     TemplateUnreadable,
     /// Only an image, from bytes or a file, can be shared.
-    NotAnImage,
+    NotShareable,
     /// All instances of the pool are in use.
     PoolExhausted,
     /// A budget must allow at least one page.
@@ -235,6 +241,20 @@ pub enum ErrorKind {
     TraceVersion,
     /// The trace was recorded on a system with another page size.
     PageSizeDiffers,
+    /// The file does not begin with an image.
+    NotAnImage,
+    /// The image has been changed, or cut short, by somebody else than [`Arena::save`](crate::Arena::save).
+    ImageDamaged,
+    /// The image is of a version that this version of lacuna does not know.
+    ImageVersion,
+    /// The image was saved on a machine with another page size, or another order of bytes.
+    ImageOfOtherMachine,
+    /// Somebody else is saving to the file.
+    ImageBusy,
+    /// The template's value is too long for an image, which holds up to 2048 bytes of it.
+    FillTooLong,
+    /// What a page function makes of untouched pages cannot be saved.
+    TemplateIsFunction,
 }
 
 impl ErrorKind {
@@ -247,7 +267,7 @@ impl ErrorKind {
             Self::OutOfBounds => "the range is out of bounds",
             Self::TemplateTooLong => "the template is longer than the arena",
             Self::TemplateUnreadable => "the template cannot be read",
-            Self::NotAnImage => "only images can be shared",
+            Self::NotShareable => "only images can be shared",
             Self::PoolExhausted => "all instances of the pool are in use",
             Self::BudgetTooSmall => "the budget is smaller than one page",
             Self::BudgetExhausted => "the budget is exhausted",
@@ -297,6 +317,13 @@ impl ErrorKind {
             Self::TraceDamaged => "it is no trace, or a damaged one",
             Self::TraceVersion => "the trace is of an unknown version",
             Self::PageSizeDiffers => "the trace was recorded with another page size",
+            Self::NotAnImage => "the file is no image of an arena",
+            Self::ImageDamaged => "the image is damaged or cut short",
+            Self::ImageVersion => "the image is of an unknown version",
+            Self::ImageOfOtherMachine => "the image has another page size or byte order",
+            Self::ImageBusy => "somebody else is saving to the file",
+            Self::FillTooLong => "an image holds a repeated value of at most 2048 bytes",
+            Self::TemplateIsFunction => "an image cannot hold a page function",
         }
     }
 }
@@ -326,7 +353,7 @@ impl ErrorKind {
             Self::NoCheckpoint => {
                 "make one with Arena::checkpoint; a forked child has none of its parent's"
             }
-            Self::NotAnImage => {
+            Self::NotShareable => {
                 "make the template with Template::bytes or Template::file; arenas share zeroes anyway"
             }
             Self::PoolExhausted => "release an instance, or let the pool have more of them",
@@ -339,6 +366,13 @@ impl ErrorKind {
             Self::TooManyHandlers => "somebody installs new handlers over and over",
             Self::TraceDamaged | Self::TraceVersion | Self::PageSizeDiffers => {
                 "record a new one, and go on without until then"
+            }
+            Self::ImageDamaged => "go back to a copy, or save to another file",
+            Self::ImageVersion => "it was saved by a newer version of lacuna",
+            Self::ImageOfOtherMachine => "it can be used on machines like the one that saved it",
+            Self::ImageBusy => "try again once that is done, or save to a file of one's own",
+            Self::FillTooLong | Self::TemplateIsFunction => {
+                "give the arena a template of bytes, or populate it and copy what is there"
             }
             _ => return None,
         })
@@ -485,6 +519,24 @@ impl Error {
                 ErrorKind::BudgetExhausted,
                 _,
             ) => "raise the budget or discard what is no longer needed",
+            (Operation::Save, _, Some(Errno::EBADF)) => {
+                "open the file for reading and writing, and not for appending"
+            }
+            (Operation::Save, _, Some(Errno::EFAULT)) => {
+                "a page that is present cannot be read: it is poisoned, or somebody else has changed \
+                 its mapping"
+            }
+            (
+                Operation::Save,
+                _,
+                Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG | Errno::EIO),
+            ) => {
+                "the image that the file had is still there, unless it is the end of the save that \
+                 failed: then it is that one or the new one"
+            }
+            (Operation::Save, ErrorKind::NotAnImage, _) => {
+                "to write over what is there, truncate the file before"
+            }
             (Operation::Api, ErrorKind::Unsupported, _) => {
                 "the kernel does not offer these features; Uffd::probe tells which it does"
             }
@@ -504,6 +556,9 @@ impl Error {
             (Operation::Checkpoint | Operation::Reserve, ErrorKind::Conflict, _) => {
                 "checkpoints, and templates that arenas share, need private memory of base pages, and \
                  exclude each other"
+            }
+            (Operation::Save, ErrorKind::Conflict, _) => {
+                "arenas of private base pages can be saved"
             }
             (Operation::PoisonRange, ErrorKind::Conflict, _) => "forget the checkpoint before",
             (Operation::MovePages, ErrorKind::Conflict, _) => {

@@ -9,6 +9,7 @@ mod error;
 mod fault;
 mod fork;
 mod heap;
+mod image;
 mod lock;
 mod page;
 mod pool;
@@ -24,7 +25,7 @@ pub mod guarantees {}
 pub mod uffdio {}
 
 pub use arena::{
-    Arena, ArenaBuilder, PageSize, Populated, Replayed, Stats, Template, Touched, Trace,
+    Arena, ArenaBuilder, PageSize, Populated, Replayed, Saved, Stats, Template, Touched, Trace,
 };
 pub use arena::{check_thread, is_in_front, take_front};
 pub use error::{Error, ErrorKind, Operation, Result};
@@ -36,6 +37,7 @@ pub use fault::violation::{Bound, Violation, ViolationHook, set_violation_hook};
 pub use fault::window::Window;
 pub use fork::OnFork;
 pub use heap::{ClassStats, Heap, HeapBuilder, HeapStats, Lacuna};
+pub use image::ImageInfo;
 pub use nix::errno::Errno;
 pub use page::page_size;
 pub use pool::{Instance, Pool, PoolBuilder, PoolStats};

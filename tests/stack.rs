@@ -8,6 +8,8 @@ mod pool;
 
 use lacuna::{Arena, Backend, PageSize, Template, Tracking, page_size};
 use pool::Pool;
+use std::fs::File;
+use std::os::fd::FromRawFd;
 use std::ptr;
 
 const SIZE: usize = 64 << 10;
@@ -138,6 +140,17 @@ fn every_way_to_resolve_a_fault_fits() {
         (5 * pages..5 * pages + 16).for_each(|page| touch(&repeated, page, true));
     });
     assert_eq!(repeated.stop_recording().unwrap().len(), 8);
+
+    // SAFETY: the name is a C string; the descriptor is new and nobody else's.
+    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"image".as_ptr(), 0)) };
+    (0..pages).step_by(3).for_each(|page| touch(&plain, page + 50 * pages, true));
+    plain.save(&file).unwrap();
+    let template = Template::image(&file).unwrap();
+    let image = Arena::builder(1 << 40).template(template).reserve().unwrap();
+    check("an image", &|| {
+        (0..pages).for_each(|page| touch(&image, page + 50 * pages, page % 2 == 0));
+        (0..9).for_each(|page| touch(&image, page, page % 2 == 0));
+    });
 
     let budget = 4 * CHUNK;
     let bounded = Arena::builder(1 << 40).budget(budget).reserve().unwrap();

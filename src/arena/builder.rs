@@ -251,7 +251,7 @@ impl<'a> ArenaBuilder<'a> {
     ///   file given to [`memfd`](Self::memfd) will not do.
     /// - [`ErrorKind::NotPrivate`]: [`OnFork::Wipe`] of shared memory.
     /// - [`ErrorKind::Conflict`]: a template that arenas share ([`Template::shared`]), and huge pages or
-    ///   shared memory.
+    ///   shared memory; or an image that an arena was saved to, and huge pages.
     /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: this process is a child in
     ///   which arenas do not work; see [`Arena`].
     ///
@@ -401,7 +401,10 @@ impl<'a> ArenaBuilder<'a> {
         if self.on_fork == OnFork::Wipe && plan.is_shared() {
             return Err(Error::new(Operation::Reserve, ErrorKind::NotPrivate));
         }
-        if self.template.shared_image().is_some() && !plan.is_ordinary() {
+        let is_stored = self.template.stored().is_some();
+        if self.template.shared_image().is_some() && !plan.is_ordinary()
+            || is_stored && plan.is_huge()
+        {
             return Err(Error::new(Operation::Reserve, ErrorKind::Conflict));
         }
         if self.template.len() > layout.len {

@@ -77,6 +77,13 @@ impl Mapping {
         self.forbid_huge_pages(offset, len)
     }
 
+    /// The first `len` bytes of a file, to read, as others write them.
+    pub(crate) fn shared(file: BorrowedFd<'_>, len: usize) -> Result<Self> {
+        let from = Some((file.as_raw_fd(), 0));
+        Self::new(len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, from)
+            .map_err(|errno| Error::os(Operation::Map, errno).value(len))
+    }
+
     fn anonymous(len: usize, protection: ProtFlags) -> Result<Self> {
         let error = |errno| Error::os(Operation::Map, errno).value(len);
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;

@@ -173,6 +173,10 @@ impl<'a> Plan<'a> {
         if self.huge { CHUNK_SHIFT } else { page_shift() }
     }
 
+    pub(super) fn is_huge(&self) -> bool {
+        self.huge
+    }
+
     pub(super) fn is_ordinary(&self) -> bool {
         !self.huge && matches!(self.sharing, Sharing::No)
     }

@@ -5,10 +5,12 @@ use super::front::{install_handler, undo_reset};
 use super::mapping::Mapping;
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::ZEROES;
 use crate::fault::decode::TELLS_FETCHES;
 use crate::fault::protect;
 use crate::fault::region::Region;
 use crate::fault::signals::Signal;
+use crate::fault::source::Zeroes;
 use crate::page::page_size;
 use crate::process;
 use crate::sys::{self, seam::Call};
@@ -44,9 +46,16 @@ pub(super) fn start() -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that pages can be written before they are accessible; only zeroes need not be.
+/// Makes sure that pages can be written before they are accessible, with zeroes too where an image has a
+/// hole; only arenas that are nothing but zeroes can do without.
 pub(super) fn start_writing() -> Result<()> {
     let _starting = begin()?;
+    if ZEROES.get().is_null() {
+        let zeroes = Mapping::zeroes(Zeroes::PAGES * page_size())?;
+        // Relaxed: stored before the first region that needs it is published, and published with it.
+        ZEROES.base.store(zeroes.base().as_ptr(), Ordering::Relaxed);
+        core::mem::forget(zeroes);
+    }
     if protect::has_memory() {
         return Ok(());
     }

@@ -313,7 +313,7 @@ unsafe fn is_template(region: &Region, page: usize) -> bool {
         Content::Bytes { from, .. } | Content::Shared { from, .. } => unsafe {
             bytes == slice::from_raw_parts(from, size)
         },
-        Content::Zero | Content::Hole { .. } => is_zero(bytes),
+        Content::Zero | Content::Hole { .. } | Content::SharedHole { .. } => is_zero(bytes),
         Content::Generated => false,
     }
 }
@@ -347,7 +347,9 @@ unsafe fn write_page(region: &Region, page: usize) {
             Content::Bytes { from, .. } | Content::Shared { from, .. } => {
                 ptr::copy_nonoverlapping(from, target, 1 << shift);
             }
-            Content::Zero | Content::Hole { .. } => target.write_bytes(0, 1 << shift),
+            Content::Zero | Content::Hole { .. } | Content::SharedHole { .. } => {
+                target.write_bytes(0, 1 << shift)
+            }
             Content::Generated => {
                 target.write_bytes(0, 1 << shift);
                 region.source.write(page, 1, shift, target);

@@ -129,13 +129,22 @@ fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
         Content::Zero if access == Access::Read && has_zero_page(region) => {
             zeropage(region, page, left)
         }
+        // What is not memory must come last in a run, see `fill`.
+        Content::Hole { pages }
+            if access == Access::Read && left <= pages && has_zero_page(region) =>
+        {
+            zeropage(region, page, left)
+        }
         Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
+        Content::Hole { pages } => copy(ZEROES.get(), left.min(pages).min(Zeroes::PAGES)),
         Content::Bytes { from, pages } => copy(from, left.min(pages)),
         // Written at once: one fault instead of two.
         Content::Shared { from, pages } if access == Access::Write => copy(from, left.min(pages)),
-        Content::Hole { pages } if access == Access::Write => copy(ZEROES.get(), left.min(pages)),
+        Content::SharedHole { pages } if access == Access::Write => {
+            copy(ZEROES.get(), left.min(pages))
+        }
         Content::Shared { pages, .. } => show(region, page, left.min(pages)),
-        Content::Hole { pages } => zeropage(region, page, left.min(pages)),
+        Content::SharedHole { pages } => zeropage(region, page, left.min(pages)),
         // Made elsewhere.
         Content::Generated => Step::stopped(Errno::EFAULT),
     }

@@ -48,6 +48,7 @@ pub(crate) mod shape;
 pub(crate) mod signals;
 pub(crate) mod source;
 pub(crate) mod staging;
+pub(crate) mod stored;
 pub(crate) mod summary;
 pub(crate) mod tables;
 pub(crate) mod track;

@@ -6,12 +6,13 @@
 //! are the truth. The memory is ordinary private memory, as with userfaultfd: forked children get a
 //! copy, and dropping pages, measuring them and handing them to a heap are the same.
 
+use super::ZEROES;
 use super::decode::Access;
 use super::fill::{Step, generate};
 use super::pagemap::Pagemap;
 use super::region::Region;
 use super::resolve::is_accessible;
-use super::source::Content;
+use super::source::{Content, Zeroes};
 use super::tables::Chunk;
 use super::violation::Refusal;
 use crate::atomic::{AtomicU32, Ordering};
@@ -56,7 +57,10 @@ pub(super) fn install(region: &Region, page: usize, left: usize, access: Access)
     let copy = |from: *const u8, pages: usize| copy(region, page, from, pages);
     match region.source.at(page, region.page_shift) {
         Content::Zero => by_kernel(region, page, left, access),
-        Content::Shared { pages, .. } | Content::Hole { pages } => {
+        // What may not be memory must come last in a run, see `fill::fill`.
+        Content::Hole { pages } if left <= pages => by_kernel(region, page, left, access),
+        Content::Hole { pages } => copy(ZEROES.get(), left.min(pages).min(Zeroes::PAGES)),
+        Content::Shared { pages, .. } | Content::SharedHole { pages } => {
             let mut step = by_kernel(region, page, left.min(pages), access);
             if step.lent && access == Access::Write {
                 // What follows may be memory, which `Filled` has first: another turn, then.
@@ -165,7 +169,10 @@ fn write_template(region: &Region, pages: Range<usize>) -> Result<usize, Errno> 
         let step = match region.source.at(page, region.page_shift) {
             Content::Zero => return Ok(page),
             // Shared images are not filled by whole chunks.
-            Content::Shared { .. } | Content::Hole { .. } => return Err(Errno::EINVAL),
+            Content::Shared { .. } | Content::SharedHole { .. } => return Err(Errno::EINVAL),
+            Content::Hole { pages } => {
+                write_pages(region, page, ZEROES.get(), left.min(pages).min(Zeroes::PAGES))
+            }
             Content::Bytes { from, pages } => write_pages(region, page, from, left.min(pages)),
             Content::Generated => {
                 generate(region, page, |from, pages| write_pages(region, page, from, pages))

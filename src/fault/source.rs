@@ -2,6 +2,7 @@
 //! memory that is present, or that the kernel can make present by itself, since UFFDIO_COPY
 //! cannot read a page that needs a SIGBUS handler.
 
+use super::stored::Stored;
 use super::tuning::PAGE_BUFFERS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
 use crate::page;
@@ -12,12 +13,14 @@ use core::ptr;
 pub(crate) enum Content {
     /// Zeroes, from here to the end of the reservation.
     Zero,
+    /// Zeroes in `pages` pages, after which there is something else.
+    Hole { pages: usize },
     /// `pages` pages' bytes from here on.
     Bytes { from: *const u8, pages: usize },
     /// The same, and they are pages of the file that the reservation maps there.
     Shared { from: *const u8, pages: usize },
     /// `pages` pages of zeroes, which that file does not have.
-    Hole { pages: usize },
+    SharedHole { pages: usize },
     /// Whatever a page function makes of one page.
     Generated,
 }
@@ -53,6 +56,8 @@ pub(crate) enum Source {
         tail: *const u8,
         holes: *const u64,
     },
+    /// An image that an arena was saved to, always mapped from its file.
+    Stored(*const Stored),
     /// A function, with buffers to run it in.
     Generate {
         function: PageFunction,
@@ -74,7 +79,7 @@ unsafe impl Sync for Source {}
 impl Source {
     /// Whether ordinary code may read the content, or a page function make it, anywhere.
     pub(crate) fn is_ordinary(&self) -> bool {
-        !matches!(self, Self::Image { mapped: true, .. })
+        !matches!(self, Self::Image { mapped: true, .. } | Self::Stored(_))
     }
 
     /// Whether any of the content is written to pages that are out of reach, without userfaultfd.
@@ -105,15 +110,18 @@ impl Source {
             Self::Shared { bytes, whole, holes, .. } if page < whole => {
                 shared(bytes, whole, holes, page, page_shift)
             }
+            // SAFETY: it belongs to the arena's template, which outlives the region.
+            Self::Stored(image) => unsafe { &*image }.at(page, page_shift),
             _ => self.outside(page, page_shift),
         }
     }
 
-    /// The same of a page that is not mapped from a shared image.
+    /// The same of a page that is neither mapped from a shared image nor in a stored one: apart, since it is
+    /// called deep in the handler.
     #[inline(always)]
     fn outside(&self, page: usize, page_shift: u32) -> Content {
         match *self {
-            Self::Zero => Content::Zero,
+            Self::Zero | Self::Stored(_) => Content::Zero,
             Self::Repeat { buffer, period, span } => {
                 let phase = page.wrapping_shl(page_shift).checked_rem(period).unwrap_or(0);
                 Content::Bytes { from: buffer.wrapping_add(phase), pages: span }
@@ -178,7 +186,9 @@ impl Source {
                 },
                 // Of a shared image what its tail is not, which nobody asks for.
                 Content::Zero | Content::Generated => return,
-                Content::Shared { .. } | Content::Hole { .. } => return,
+                Content::Shared { .. } | Content::SharedHole { .. } | Content::Hole { .. } => {
+                    return;
+                }
             }
         }
     }
@@ -197,7 +207,7 @@ fn shared(
     let word = unsafe { holes.add(page / 64).read() } >> (page % 64);
     let left = (64usize.wrapping_sub(page % 64)).min(whole.wrapping_sub(page));
     if word & 1 != 0 {
-        return Content::Hole { pages: left.min(word.trailing_ones() as usize) };
+        return Content::SharedHole { pages: left.min(word.trailing_ones() as usize) };
     }
     let from = bytes.wrapping_add(page.wrapping_shl(page_shift));
     Content::Shared { from, pages: left.min(word.trailing_zeros() as usize) }

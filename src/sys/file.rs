@@ -1,7 +1,8 @@
-//! The system calls that make and ask about files in memory.
+//! The system calls that make, change and ask about files.
 
 use super::seam::{self, Call};
-use core::ffi::CStr;
+use core::ffi::{CStr, c_int};
+use core::mem;
 use nix::errno::Errno;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -47,16 +48,21 @@ pub(crate) fn duplicate(file: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Bytes of a file, by fstat(2); works inside a signal handler.
+/// fstat(2); works inside a signal handler.
 #[inline(never)]
-pub(crate) fn file_len(file: RawFd) -> Result<u64, Errno> {
+pub(crate) fn status(fd: c_int) -> Result<libc::stat, Errno> {
     seam::pass(Call::Stat)?;
-    // SAFETY: zeroes are a valid stat, which fstat(2) overwrites.
+    // SAFETY: zeroes are a valid stat, which the kernel overwrites.
     unsafe {
-        let mut stat: libc::stat = core::mem::zeroed();
-        Errno::result(libc::fstat(file, &raw mut stat))?;
-        Ok(stat.st_size as u64)
+        let mut status = mem::zeroed();
+        Errno::result(libc::fstat(fd, &raw mut status))?;
+        Ok(status)
     }
+}
+
+/// Bytes of a file.
+pub(crate) fn file_len(file: RawFd) -> Result<u64, Errno> {
+    Ok(status(file)?.st_size as u64)
 }
 
 /// What kind of file system a file is on, and the size of its pages, by fstatfs(2).
@@ -64,8 +70,37 @@ pub(crate) fn file_system(file: BorrowedFd<'_>) -> Result<(u64, usize), Errno> {
     seam::pass(Call::Stat)?;
     // SAFETY: zeroes are a valid statfs, which fstatfs(2) overwrites.
     unsafe {
-        let mut stat: libc::statfs = core::mem::zeroed();
+        let mut stat: libc::statfs = mem::zeroed();
         Errno::result(libc::fstatfs(file.as_raw_fd(), &raw mut stat))?;
         Ok((stat.f_type as u64, stat.f_bsize as usize))
     }
+}
+
+/// fcntl(2), F_GETFL: how a file was opened.
+pub(crate) fn open_flags(fd: c_int) -> Result<c_int, Errno> {
+    seam::pass(Call::OpenFlags)?;
+    // SAFETY: it touches no memory of ours.
+    Errno::result(unsafe { libc::fcntl(fd, libc::F_GETFL) })
+}
+
+/// fcntl(2), F_OFD_SETLK: takes a lock of the given kind on one byte, or gives it back (F_UNLCK).
+pub(crate) fn lock(fd: c_int, kind: c_int, byte: i64) -> Result<(), Errno> {
+    seam::pass(Call::LockFile)?;
+    // SAFETY: zeroes are a valid request, which the kernel only reads.
+    let result = unsafe {
+        let mut request: libc::flock = mem::zeroed();
+        request.l_type = kind as _;
+        request.l_whence = libc::SEEK_SET as _;
+        request.l_start = byte;
+        request.l_len = 1;
+        libc::fcntl(fd, libc::F_OFD_SETLK, &raw const request)
+    };
+    Errno::result(result).map(drop)
+}
+
+/// fdatasync(2).
+pub(crate) fn sync(fd: c_int) -> Result<(), Errno> {
+    seam::pass(Call::SyncFile)?;
+    // SAFETY: it touches no memory of ours.
+    Errno::result(unsafe { libc::fdatasync(fd) }).map(drop)
 }

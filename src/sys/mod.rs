@@ -9,7 +9,10 @@ mod memory;
 #[cfg_attr(not(lacuna_seam), allow(unreachable_pub, reason = "public for tests with the seam"))]
 pub mod seam;
 
-pub(crate) use file::{duplicate, file_len, file_system, memfd, punch, seal, set_file_len};
+pub(crate) use file::{
+    duplicate, file_len, file_system, lock, memfd, open_flags, punch, seal, set_file_len, status,
+    sync,
+};
 pub(crate) use memory::{
     MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, advise, copy_out, is_readable, map, protect, remap,
     resident, unlock, unmap,

@@ -28,8 +28,8 @@ calls! {
     Userfaultfd, OpenDevice, NewFromDevice, Api, Register, Unregister, Wake, Copy, Zeropage, Move,
     WriteProtect, Continue, Poison, Map, Unmap, Protect, Unlock, Discard, PopulateRead, PopulateWrite,
     WipeOnFork, Advise, Remap, Mincore, OpenPagemap, ReadPagemap, ScanPagemap, OpenMemory,
-    WriteMemory, Sigaction, AtFork, ThreadKey, MakeMemory, SetLength, Seal, Duplicate, Stat, WriteFile,
-    PunchFile, CopyOut, Guard, Unguard,
+    WriteMemory, Sigaction, AtFork, ThreadKey, MakeMemory, SetLength, Seal, Duplicate, Stat, OpenFile,
+    ReadFile, WriteFile, SyncFile, LockFile, OpenFlags, PunchFile, CopyPages, CopyOut, Guard, Unguard,
 }
 
 /// Lets a call happen, or says how it fails.

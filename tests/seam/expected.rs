@@ -52,22 +52,28 @@ fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
 fn in_life(call: Call, errno: Errno, always: bool) -> Vec<Outcome> {
     match (call, always) {
         // Huge pages, moving and merging save time or memory, and nothing depends on them.
+        (Call::Move | Call::Remap | Call::Mincore | Call::Unmap, _) => vec![Unnoticed],
+        // Freed blocks are not poisoned, or by another way.
+        (Call::Guard | Call::Sigaction, _) => vec![Unnoticed],
+        // Nothing else does, but what an image is saved from and brought up in.
+        (Call::Advise | Call::Map | Call::Unlock, _) => vec![Unnoticed, Error],
+        // An image is the old one, or there is none; where the file cannot be opened once more, it is used
+        // as it is.
+        (Call::OpenFile | Call::Duplicate, _) => vec![Unnoticed],
         (
-            Call::Advise
-            | Call::Map
-            | Call::Move
-            | Call::Remap
-            | Call::Mincore
-            | Call::Unlock
-            | Call::Unmap
-            // Freed blocks are not poisoned, or by another way.
-            | Call::Guard
-            | Call::Sigaction,
+            Call::ReadFile
+            | Call::WriteFile
+            | Call::SyncFile
+            | Call::LockFile
+            | Call::Stat
+            | Call::OpenFlags
+            | Call::MakeMemory
+            | Call::CopyPages,
             _,
-        ) => vec![Unnoticed],
+        ) => vec![Unnoticed, Error],
         // With userfaultfd only heaps use it, to put fresh memory where a block was: another way to save
         // mappings. Without, a touch cannot be answered.
-        (Call::Protect, true) => vec![Unnoticed, Violation],
+        (Call::Protect, true) => vec![Unnoticed, Error, Violation],
         (Call::Copy | Call::Zeropage | Call::Continue | Call::WriteMemory, true) => vec![Violation],
         // It is tried again, or the method that met it says so.
         (

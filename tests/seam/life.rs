@@ -1,6 +1,6 @@
 //! A life in which everything is used once.
 
-use crate::support::{Rng, discard, load, numbered_pages, store};
+use crate::support::{Rng, discard, file_of, load, numbered_pages, store};
 use lacuna::seam::{self, Call, FOR_EVER};
 use lacuna::{Arena, Errno, Heap, Template, page_size};
 use std::alloc::{GlobalAlloc, Layout};
@@ -145,6 +145,17 @@ impl All {
         self.touch();
         self.allocate();
         self.poison();
+        self.save();
+    }
+
+    /// Saves to a file that has no image, saves what has changed, and reads what there is.
+    fn save(&self) {
+        let file = file_of(b"");
+        let save = |arena: &Arena| said(arena.save(&file)).is_some();
+        if save(&self.zeroes) && save(&self.repeated) {
+            said(Template::image(&file));
+            said(lacuna::ImageInfo::verify(&file, 0));
+        }
     }
 
     /// Streams, scattered touches that lead to lending and recalling, reads before writes.

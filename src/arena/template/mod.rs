@@ -1,9 +1,15 @@
 //! What an untouched page contains.
 
+mod stored;
+
+pub(crate) use stored::StoredImage;
+
 use super::mapping::Mapping;
 use super::shared::SharedImage;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::source::{PageFunction, Source};
+use crate::fault::stored::GROUP;
+use crate::image::FILL_MAX;
 use crate::page::{page_size, round_up};
 use crate::sys::{self, seam::Call};
 use core::{fmt, ptr};
@@ -27,6 +33,7 @@ enum Kind {
     Repeat { buffer: Arc<Mapping>, period: usize },
     Image { image: Arc<Image> },
     Shared { image: Arc<SharedImage> },
+    Stored { image: Arc<StoredImage> },
     Generate(PageFunction),
 }
 
@@ -115,18 +122,21 @@ impl Template {
         let (head, rest) = bytes.split_at(whole);
         let body = if head.is_empty() { None } else { Some((copy(head)?, 0)) };
         let tail = if rest.is_empty() { None } else { Some(copy(rest)?) };
-        Ok(Self::image(Image { body, tail, len: bytes.len(), mapped: false }))
+        Ok(Self::of_image(Image { body, tail, len: bytes.len(), mapped: false }))
     }
 
     /// The bytes of `file` at the arena's start, and zeroes after them. They are read page by page
     /// as the arena is touched.
+    ///
+    /// If the file begins with an image that an arena was saved to, it is brought up as
+    /// [`image`](Self::image) does, or refused; [`file_range`](Self::file_range) takes bytes for bytes.
     ///
     /// The length is taken now. Should the file become shorter later, touching a page whose bytes
     /// are gone is a violation; should its bytes change, pages touched later may show the change.
     ///
     /// # Errors
     /// [`ErrorKind::TemplateUnreadable`] if it is no regular file; [`ErrorKind::Os`] if it is not
-    /// open for reading or cannot be mapped.
+    /// open for reading or cannot be mapped; those of [`image`](Self::image) if it is one.
     ///
     /// ```
     /// let file = std::fs::File::open("Cargo.toml")?;
@@ -139,7 +149,10 @@ impl Template {
     /// ```
     pub fn file(file: &File) -> Result<Self> {
         let len = regular_len(file)?;
-        Self::file_range(file, 0..len)
+        match stored::is_image(file)? {
+            true => Self::image(file),
+            false => Self::file_range(file, 0..len),
+        }
     }
 
     /// As [`file`](Self::file), but only the bytes of `range`.
@@ -168,7 +181,7 @@ impl Template {
             0 => None,
             _ => Some(read_tail(file, range.start + whole as u64, rest)?),
         };
-        Ok(Self::image(Image { body, tail, len, mapped: true }))
+        Ok(Self::of_image(Image { body, tail, len, mapped: true }))
     }
 
     /// Whatever `function` writes into the page it is given, which is zeroed before: called with
@@ -215,7 +228,8 @@ impl Template {
     /// [`OnFork::Wipe`](crate::OnFork::Wipe) and `Forbid` is done by the child, in its fork hook.
     ///
     /// # Errors
-    /// - [`ErrorKind::NotAnImage`]: it is a repeated value or a page function.
+    /// - [`ErrorKind::NotShareable`]: it is a repeated value, a page function, or an image that an arena was
+    ///   saved to.
     /// - [`ErrorKind::TemplateUnreadable`]: the image's file shrank, or its device failed.
     /// - [`ErrorKind::Os`]: there is no memory, or no descriptor left.
     ///
@@ -241,8 +255,8 @@ impl Template {
                 let image = SharedImage::new(&source, image.len)?;
                 Self(Kind::Shared { image: Arc::new(image) })
             }
-            Kind::Repeat { .. } | Kind::Generate(_) => {
-                return Err(Error::new(Operation::Template, ErrorKind::NotAnImage));
+            Kind::Repeat { .. } | Kind::Generate(_) | Kind::Stored { .. } => {
+                return Err(Error::new(Operation::Template, ErrorKind::NotShareable));
             }
         })
     }
@@ -255,7 +269,7 @@ impl Template {
         }
     }
 
-    fn image(image: Image) -> Self {
+    fn of_image(image: Image) -> Self {
         Self(Kind::Image { image: Arc::new(image) })
     }
 
@@ -264,7 +278,51 @@ impl Template {
         match &self.0 {
             Kind::Image { image } => image.len,
             Kind::Shared { image } => image.len,
+            Kind::Stored { image } => image.arena_len(),
             _ => 0,
+        }
+    }
+
+    /// The value that an image has to repeat on pages that neither the arena nor the template has;
+    /// nothing for zeroes.
+    pub(crate) fn fill(&self) -> Result<&[u8]> {
+        let error = |kind| Err(Error::new(Operation::Save, kind));
+        match &self.0 {
+            Kind::Zero | Kind::Image { .. } | Kind::Shared { .. } => Ok(&[]),
+            Kind::Repeat { period, .. } if *period > FILL_MAX => {
+                Err(Error::new(Operation::Save, ErrorKind::FillTooLong).value(*period))
+            }
+            // SAFETY: the buffer begins with the value, and `is_zero` has seen to its being bytes.
+            Kind::Repeat { buffer, period } => Ok(unsafe {
+                core::slice::from_raw_parts(buffer.base().as_ptr().cast_const(), *period)
+            }),
+            Kind::Stored { image } => Ok(image.fill()),
+            Kind::Generate(_) => error(ErrorKind::TemplateIsFunction),
+        }
+    }
+
+    /// Whether the template, and not its [`fill`](Self::fill), says what page `page` contains.
+    pub(crate) fn defines(&self, page: usize) -> bool {
+        match &self.0 {
+            Kind::Image { image } => page < image.len.div_ceil(page_size()),
+            Kind::Shared { image } => page < image.len.div_ceil(page_size()),
+            Kind::Stored { image } => image.place(page).is_some(),
+            _ => false,
+        }
+    }
+
+    /// Ranges of pages outside of which the template [`defines`](Self::defines) none.
+    pub(crate) fn defined(&self) -> Vec<Range<usize>> {
+        match &self.0 {
+            Kind::Image { image } => core::iter::once(0..image.len.div_ceil(page_size())).collect(),
+            Kind::Shared { image } => {
+                core::iter::once(0..image.len.div_ceil(page_size())).collect()
+            }
+            Kind::Stored { image } => {
+                let group = |group: &u64| *group as usize * GROUP..(*group as usize + 1) * GROUP;
+                image.groups().iter().map(group).collect()
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -297,6 +355,7 @@ impl Template {
             }
             Kind::Image { image } => image.source(page),
             Kind::Shared { image } => Ok((image.source(), None)),
+            Kind::Stored { image } => Ok((Source::Stored(image.view()), None)),
         }
     }
 }
@@ -379,11 +438,20 @@ impl fmt::Debug for Template {
         match &self.0 {
             Kind::Zero => f.write_str("Template::zero"),
             Kind::Repeat { period, .. } => write!(f, "Template::repeat({period} bytes)"),
-            Kind::Image { image } => write!(f, "Template::image({} bytes)", image.len),
-            Kind::Shared { image } => write!(f, "Template::image({} bytes).shared", image.len),
+            Kind::Image { image } => write!(f, "Template::bytes({} bytes)", image.len),
+            Kind::Shared { image } => write!(f, "Template::bytes({} bytes).shared", image.len),
+            Kind::Stored { image } => {
+                write!(f, "Template::image(of {} bytes)", image.arena_len())
+            }
             Kind::Generate(_) => f.write_str("Template::generate"),
         }
     }
+}
+
+/// A buffer of `value`, over and over, as [`Template::repeat`] makes one.
+fn repeat_buffer(value: &[u8]) -> Result<Mapping> {
+    // SAFETY: the value has so many bytes.
+    unsafe { repeated(value.as_ptr(), value.len(), value.len() + REPEAT_SPAN.max(page_size())) }
 }
 
 /// The length of a regular file.
