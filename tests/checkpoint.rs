@@ -617,3 +617,35 @@ impl Drop for Swap {
         let _ = std::fs::remove_file(&self.0);
     }
 }
+
+/// A page that is not reported holds what the checkpoint has, also where it was written while that was made.
+#[test]
+fn a_checkpoint_beside_writers_agrees_with_what_is_reported() {
+    let _watchdog = Watchdog::new("a_checkpoint_beside_writers", 100);
+    both(|tracking| {
+        let arena = builder(2 * CHUNK, tracking).huge_pages(false).reserve().unwrap();
+        arena.populate(0..arena.len()).unwrap();
+        let pages = arena.len() / page();
+        arena.checkpoint().unwrap();
+        for round in 0..40u64 {
+            std::thread::scope(|scope| {
+                let writer = scope.spawn(|| {
+                    let mut rng = Rng(round);
+                    for _ in 0..4000 {
+                        store(&arena, rng.below(pages) * page(), rng.next() as u8);
+                    }
+                });
+                while !writer.is_finished() {
+                    arena.checkpoint().unwrap();
+                }
+            });
+            let reported: BTreeSet<usize> = written(&arena).into_iter().collect();
+            let before: Vec<u8> = (0..pages).map(|at| load(&arena, at * page())).collect();
+            (0..pages).for_each(|at| store(&arena, at * page() + 64, 1));
+            rollback(&arena);
+            for at in (0..pages).filter(|at| !reported.contains(at)) {
+                assert_eq!(load(&arena, at * page()), before[at], "{tracking:?} {round} {at}");
+            }
+        }
+    });
+}

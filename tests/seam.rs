@@ -96,3 +96,73 @@ fn calls_are_seen() {
     let _arena = lacuna::Arena::builder(1).reserve().unwrap();
     assert!(lacuna::seam::count(Call::Map) > 0);
 }
+
+/// A kernel before 6.7, which knows no WP_ASYNC: handlers take note of writes.
+#[test]
+fn checkpoints_without_wp_async() {
+    use lacuna::{Arena, Backend, ErrorKind, Tracking, seam};
+    let child = || {
+        seam::fail(Call::Api, Errno::EINVAL, 0, 1);
+        let builder = Arena::builder(1 << 22).backend(Backend::Userfaultfd);
+        let arena = builder.clone().reserve().unwrap();
+        assert_eq!(arena.tracking(), Tracking::Signal);
+        support::store(&arena, 5, 1);
+        arena.checkpoint().unwrap();
+        support::store(&arena, 5, 2);
+        support::store(&arena, 1 << 21, 2);
+        let page = support::page();
+        assert_eq!(arena.written().unwrap(), [0..page, 1 << 21..(1 << 21) + page]);
+        // SAFETY: nobody has a reference into the arena.
+        unsafe { arena.rollback() }.unwrap();
+        assert_eq!((support::load(&arena, 5), support::load(&arena, 1 << 21)), (1, 0));
+        let arena = builder.tracking(Tracking::Kernel).reserve().unwrap();
+        assert_eq!(arena.checkpoint().unwrap_err().kind(), ErrorKind::Unsupported);
+    };
+    let output = support::in_child("checkpoints_without_wp_async", "child", child);
+    support::assert_success(&output);
+}
+
+/// What a checkpoint takes fails: it is an error, there is no checkpoint, and no byte is wrong.
+#[test]
+fn checkpoints_that_fail_leave_none() {
+    use lacuna::{Arena, Backend, ErrorKind, Tracking, seam};
+    let child = || {
+        for tracking in [Tracking::Kernel, Tracking::Signal] {
+            for (call, skip) in [
+                (Call::Map, 0),
+                (Call::Map, 1),
+                (Call::WipeOnFork, 0),
+                (Call::Register, 0),
+                (Call::WriteProtect, 0),
+                (Call::WriteProtect, 1),
+                (Call::CopyOut, 1),
+            ] {
+                let builder = Arena::builder(8 << 20).backend(Backend::Userfaultfd);
+                let arena = builder.tracking(tracking).reserve().unwrap();
+                (0..2048).for_each(|at| support::store(&arena, at * support::page(), 7));
+                seam::fail(call, Errno::ENOMEM, skip, 1);
+                let result = arena.checkpoint();
+                seam::clear();
+                if tracking == Tracking::Signal && call == Call::CopyOut {
+                    result.unwrap();
+                } else {
+                    assert_eq!(result.unwrap_err().errno(), Some(Errno::ENOMEM), "{call:?}");
+                    assert_eq!(arena.written().unwrap_err().kind(), ErrorKind::NoCheckpoint);
+                    assert_eq!(arena.stats().checkpoint_bytes, 0);
+                }
+                (0..2048).for_each(|at| {
+                    assert_eq!(support::load(&arena, at * support::page()), 7);
+                    support::store(&arena, at * support::page(), 8);
+                });
+                arena.checkpoint().unwrap();
+                support::store(&arena, 0, 9);
+                // SAFETY: nobody has a reference into the arena.
+                unsafe { arena.rollback() }.unwrap();
+                assert_eq!(support::load(&arena, 0), 8);
+                assert_eq!(arena.measure().unwrap().resident_bytes, support::arena_rss(&arena));
+            }
+        }
+    };
+    let output = support::in_child("checkpoints_that_fail_leave_none", "child", child);
+    support::assert_success(&output);
+}

@@ -44,7 +44,8 @@ impl Arena {
     /// - [`ErrorKind::Unsupported`]: the kernel has no write protection by userfaultfd (before Linux 5.7, or
     ///   not on this machine), or [`Tracking::Kernel`] was asked for and it is older than 6.7.
     /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory, or no address space.
-    /// - [`ErrorKind::Os`] with `EMFILE`: no descriptor is left.
+    /// - [`ErrorKind::Os`] with `EMFILE`: no descriptor is left. With `EPERM` or `ENOSYS`: a seccomp filter
+    ///   denies process_vm_readv(2) of the own process.
     /// - [`ErrorKind::NotInherited`], [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: see
     ///   [`Arena`].
     ///
@@ -170,6 +171,10 @@ impl Adopter {
         let error = Error::os(Operation::Checkpoint, Errno::ENOMEM);
         page.try_reserve_exact(size).map_err(|_| error)?;
         page.resize(size, 0);
+        // A filter that denies it is met here, and not by the handler.
+        // SAFETY: the buffer is so long; it is copied to itself.
+        unsafe { sys::copy_out(page.as_mut_ptr(), page.as_ptr().expose_provenance(), size) }
+            .map_err(|errno| Error::os(Operation::Checkpoint, errno))?;
         Ok(Self { page })
     }
 
@@ -179,8 +184,9 @@ impl Adopter {
         let present = chunk.present();
         let written = marks.written.load().union(&marks.hot.load());
         let changed = present.and(&written).union(&present.minus(&marks.held.load()));
-        // First: what is written from here on is seen, whatever is copied of it.
-        protect_set(region, chunk, &changed, true)?;
+        // First: what is written from here on is seen, whatever is copied of it. No other: one that was
+        // written since it was asked is not copied, and must be found the next time.
+        protect_set(region, chunk, &changed, false)?;
         marks.saved.remove(&changed);
         if region.track.is_by_kernel() {
             self.save(region, chunk, marks, &changed)?;

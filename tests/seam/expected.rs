@@ -39,6 +39,8 @@ fn at_start(call: Call, errno: Errno) -> Vec<Outcome> {
         (Call::WipeOnFork, Errno::EINVAL) => vec![Unnoticed],
         // Kernels that do not know UFFD_USER_MODE_ONLY, and the device for who may have it.
         (Call::Userfaultfd, Errno::EINVAL | Errno::EPERM) => vec![Unnoticed, Error],
+        // A kernel that cannot take note of writes, before 6.7: checkpoints have another way.
+        (Call::Api, Errno::EINVAL) => vec![Unnoticed, Error],
         // Where it is denied, so is locking.
         (Call::Unlock, errno) if errno != Errno::ENOMEM => vec![Unnoticed],
         // Only asked whether there is such a thing.
