@@ -30,6 +30,6 @@ echo "-- with the tuning constants shrunk: see src/fault/tuning.rs"
 RUSTFLAGS="--cfg lacuna_shrunk" CARGO_TARGET_DIR=target/shrunk check cargo test \
     --test accounting --test address_space --test arena --test coexist --test contention \
     --test churn --test fork --test fork_policies --test fork_unhooked --test huge_pages \
-    --test lending --test races --test reset --test security --test soak --test sparse_array \
+    --test lending --test races --test record --test traces --test reset --test security --test soak --test sparse_array \
     --test violation \
     -- --test-threads=1

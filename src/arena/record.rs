@@ -8,6 +8,7 @@ use crate::atomic::{AtomicU64, Ordering, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::log::{Closed, decode};
 use crate::fault::resolve::pause;
+use crate::page::{page_size, round_up};
 
 impl Arena {
     /// Starts to record the order in which pages are touched first, to [`replay`](Self::replay) it in
@@ -20,9 +21,9 @@ impl Arena {
     /// What is recorded is what was touched, not what a window guessed: **while it goes on, each
     /// fault resolves one page**, whatever the arena's [`Window`](crate::Window), no chunk is filled
     /// with a huge page, and none is lent (those that are, are recalled now). So the recorded run is
-    /// slower. Not recorded are pages that are present already, those that
-    /// [`populate`](Self::populate) makes present, and what a system call touches; a page of zeroes that
-    /// is read first counts as read. So start it right after the arena is reserved.
+    /// slower. Not recorded are pages that are present already and those that
+    /// [`populate`](Self::populate) makes present; a page that is read first counts as read, whatever
+    /// comes later. So start it right after the arena is reserved.
     ///
     /// A forked child does not record: its recording has ended, without a trace, and it may start one.
     ///
@@ -68,7 +69,6 @@ impl Arena {
         }
         // SAFETY: the slots are kept until the log is closed, or the arena gone; the lock is held.
         unsafe { self.region().log.open(slots.base().as_ptr().cast(), most) };
-        // What a forked child has is the parent's, and in nobody's use.
         *recording = Some(slots);
         drop((recording, registrar));
         // Pairs with the fence in `lend`: a chunk that is being lent by a fault that has not seen the log
@@ -117,8 +117,9 @@ impl Arena {
 /// Memory for a log of so many bytes, all of it there: the handler writes it.
 fn map_slots(bytes: usize) -> Result<Mapping> {
     let too_long = Error::new(Operation::Record, ErrorKind::TooLong).value(bytes);
-    let bytes = crate::page::round_up(bytes, crate::page::page_size()).ok_or(too_long)?;
+    let bytes = round_up(bytes, page_size()).ok_or(too_long)?;
     let slots = Mapping::zeroed(bytes)?;
+    // A child's recording has ended: its copy is nobody's.
     slots.wipe_on_fork(0, bytes)?;
     slots.populate()?;
     Ok(slots)

@@ -34,8 +34,8 @@ impl Arena {
     /// by few large operations in place of a signal for each page. The pages of an image of a file are
     /// read ahead besides, while others are installed. Touching what was replayed does not fault.
     ///
-    /// It is advice, and so are its limits: what cannot be made present is skipped, and comes, or is
-    /// a violation, when it is touched. That is what lies past the arena's end or past the limit, since
+    /// What cannot be made present is skipped: it comes, or is a violation, when it is touched. That is
+    /// what lies past the arena's end or past the limit, since
     /// the trace may be of a longer arena; what the budget has no room for; and what a file no longer
     /// has. What is present already stays as it is. Pages that were only read and are zeroes
     /// show the zero page, which takes no memory (they are charged to the budget all the same).
