@@ -417,7 +417,7 @@ fn threads_touch_the_same_pages() {
                         let page = page * 7 % PAGES;
                         // A byte of each thread's own, and one that nobody writes.
                         let at = page * page_size();
-                        if (page + round) % 2 == 0 {
+                        if (page + round).is_multiple_of(2) {
                             store(arena, at + thread, thread as u8);
                             assert_eq!(load(arena, at + thread), thread as u8);
                         }
