@@ -13,6 +13,9 @@ impl Arena {
     /// for the reservation (`Rss` and `Swap` in `/proc/self/smaps`), to the page, as long as nobody
     /// touches it. It costs in proportion to what is present.
     ///
+    /// With a [shared](crate::Template::shared) image it equals `Anonymous` and `Swap`: `Rss` counts the
+    /// frames that arenas have in common as well, which stay lent.
+    ///
     /// Before Linux 6.7 the kernel does not tell the zero page from a page that is still shared with
     /// a forked child; such pages stay lent until the child is gone.
     ///
