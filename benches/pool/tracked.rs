@@ -49,7 +49,7 @@ impl Tracked {
             let len = (run.end - run.start) as usize;
             // SAFETY: the run lies in the memory, which is as long as the image.
             unsafe {
-                base.add(offset).copy_from_nonoverlapping(self.image[offset..].as_ptr(), len)
+                base.add(offset).copy_from_nonoverlapping(self.image[offset..].as_ptr(), len);
             };
         }
         // The copies count as written: protected only now.

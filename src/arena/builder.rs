@@ -196,7 +196,8 @@ impl<'a> ArenaBuilder<'a> {
     /// What a forked child gets of the arena; [`OnFork::Inherit`] by default. It holds for the
     /// child's children as well: they get of the child's arena what the child got of this one.
     ///
-    /// The kernel empties what is not inherited (madvise(2) MADV_WIPEONFORK, since Linux 4.14).
+    /// The kernel empties what is not inherited (madvise(2) MADV_WIPEONFORK, since Linux 4.14); of a
+    /// [shared](Template::shared) image, the child does, in its fork hook.
     /// A [`Heap`](crate::Heap) needs an arena that is inherited, since what a child inherits in any
     /// case, its own variables, leads to the heap's blocks.
     ///

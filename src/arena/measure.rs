@@ -20,6 +20,9 @@ impl Arena {
     /// Linux 6.7 only near its own), those that others have discarded are let go, and so are those that are
     /// in swap.
     ///
+    /// With a [shared](crate::Template::shared) image it equals `Anonymous` and `Swap`: `Rss` counts the
+    /// frames that arenas have in common as well, which stay lent.
+    ///
     /// Before Linux 6.7 the kernel does not tell the zero page from a page that is still shared with
     /// a forked child; such pages stay lent until the child is gone.
     ///

@@ -166,8 +166,7 @@ mod tests {
     fn zeroes_are_holes() {
         let page = page_size();
         let mut bytes = vec![0u8; 1000 * page];
-        bytes[3 * page] = 1;
-        bytes[999 * page + 1] = 1;
+        (bytes[3 * page], bytes[999 * page + 1]) = (1, 1);
         let template = Template::bytes(&bytes).unwrap().shared().unwrap();
         let blocks = || {
             let (file, _) = template.shared_image().unwrap().file().unwrap();

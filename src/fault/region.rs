@@ -8,6 +8,7 @@ use super::signals::Signal;
 use super::source::Source;
 use super::tables::{Chunk, Tables};
 use super::track::{Track, Tracking};
+use super::tuning::HOLES_SHARE;
 use super::window::{Surroundings, Window};
 use crate::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::fork::OnFork;
@@ -223,7 +224,9 @@ impl Region {
         let (pages, shared) = (self.pages_of(chunk.index), self.source.shared_pages());
         now && match self.source {
             // Not the image's last page, which the kernel does not have.
-            Source::Shared { .. } => pages.end <= shared || pages.start > shared,
+            Source::Shared { .. } if pages.end > shared => pages.start > shared,
+            // Where the kernel meets a hole, the file gets a page, which is charged to nobody.
+            Source::Shared { .. } => self.source.holes(&pages) <= pages.len() / HOLES_SHARE,
             _ => true,
         }
     }

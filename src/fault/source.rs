@@ -6,6 +6,7 @@ use super::stored::Stored;
 use super::tuning::PAGE_BUFFERS;
 use crate::atomic::{AtomicPtr, AtomicU64, Ordering};
 use crate::page;
+use core::ops::Range;
 use core::ptr;
 
 /// The bytes of a run of pages.
@@ -102,6 +103,16 @@ impl Source {
     /// Whether a page function makes it.
     pub(crate) fn is_made(&self) -> bool {
         matches!(self, Self::Generate { .. })
+    }
+
+    /// How many of `pages`, all of them mapped from a shared image, the file does not have: those of whole
+    /// words of 64, of which a chunk may be a part where pages are large.
+    pub(crate) fn holes(&self, pages: &Range<usize>) -> usize {
+        let Self::Shared { holes, .. } = *self else { return 0 };
+        let words = pages.start / 64..pages.end.div_ceil(64);
+        // SAFETY: as in `shared`. Bits past the last page are clear.
+        let count = |word| unsafe { holes.add(word).read() }.count_ones() as usize;
+        words.map(count).fold(0, usize::wrapping_add)
     }
 
     /// What page `page` contains, and how many pages after it come from the same place.

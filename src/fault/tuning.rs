@@ -20,6 +20,9 @@ pub(crate) const LONELY_PAGES: u32 = pick(1, 0) as u32;
 /// Lending may make one in so many of the mappings that the process may have.
 pub(crate) const MAPPINGS_SHARE: usize = pick(4, 8192);
 
+/// A chunk of a shared image is lent only if at most one in so many of its pages is a hole of the file.
+pub(crate) const HOLES_SHARE: usize = pick(8, 2);
+
 /// How many times as long as a stream has been its next window is. Once: the window doubles what is
 /// there.
 pub(crate) const GROWTH: usize = pick(1, 128);

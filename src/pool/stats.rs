@@ -10,8 +10,8 @@ use core::fmt;
 pub struct PoolStats {
     /// The most instances that there may be.
     pub instances: usize,
-    /// Instances that there are. Since one is made only when none is idle, it is also the most that
-    /// have been in use at a time.
+    /// Instances that there are. The first is made with the pool, and others when none is idle: so this
+    /// is also the most that have been in use at a time, or one.
     pub made: usize,
     /// Instances that are acquired.
     pub in_use: usize,
