@@ -348,7 +348,7 @@ unsafe fn write_page(region: &Region, page: usize) {
                 ptr::copy_nonoverlapping(from, target, 1 << shift);
             }
             Content::Zero | Content::Hole { .. } | Content::SharedHole { .. } => {
-                target.write_bytes(0, 1 << shift)
+                target.write_bytes(0, 1 << shift);
             }
             Content::Generated => {
                 target.write_bytes(0, 1 << shift);
