@@ -197,7 +197,7 @@ fn streams_cross_the_end_of_the_image() {
 fn only_images_can_be_shared() {
     for template in [Template::repeat(&7u8).unwrap(), numbered_pages()] {
         let error = template.shared().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::NotAnImage);
+        assert_eq!(error.kind(), ErrorKind::NotShareable);
         assert!(error.to_string().contains("only images can be shared"), "{error}");
     }
     assert_eq!(load(&arena(&Template::zero().shared().unwrap()), 5), 0);

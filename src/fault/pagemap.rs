@@ -153,7 +153,11 @@ impl Pagemap {
             request.vec = runs.as_mut_ptr().expose_provenance() as u64;
             request.vec_len = runs.len() as u64;
             request.category_anyof_mask = u64::from(PAGE_IS_PRESENT | PAGE_IS_SWAPPED);
-            let common = u64::from(PAGE_IS_PFNZERO | PAGE_IS_FILE);
+            let common = match region.backing.is_ordinary() {
+                true => u64::from(PAGE_IS_PFNZERO | PAGE_IS_FILE),
+                // A page of the file is memory that the arena has.
+                false => 0,
+            };
             request.return_mask = request.category_anyof_mask | common;
             // SAFETY: the kernel writes at most `vec_len` runs to `vec`, and reads no page.
             let count = unsafe { pagemap_scan(self.descriptor.as_raw_fd(), &raw mut request) }?;
