@@ -357,7 +357,8 @@ fn others_touch_the_chunks_meanwhile() {
     let _watchdog = Watchdog::new("others_touch_the_chunks_meanwhile", 120);
     let (one, two) = two();
     std::thread::scope(|scope| {
-        // Two movers, opposite ways, of pages that nobody else touches; others beside them in the same chunks.
+        // Two movers, opposite ways, of pages that nobody else touches; others beside them in the
+        // same chunks.
         for (from, to, first) in [(&one, &two, 0), (&two, &one, 100)] {
             scope.spawn(move || {
                 for round in 0..200 {
@@ -405,11 +406,13 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(first, count)| first..(first + count).min(PAGES))
     };
     prop_oneof![
-        6 => (one(), 0..PAGES, any::<u8>()).prop_map(|(arena, page, value)| Action::Write { arena, page, value }),
+        6 => (one(), 0..PAGES, any::<u8>())
+            .prop_map(|(arena, page, value)| Action::Write { arena, page, value }),
         3 => (one(), 0..PAGES).prop_map(|(arena, page)| Action::Read { arena, page }),
         1 => (one(), range()).prop_map(|(arena, range)| Action::Populate { arena, range }),
         1 => (one(), range()).prop_map(|(arena, range)| Action::Discard { arena, range }),
-        6 => (one(), one(), range(), 0..PAGES).prop_map(|(from, to, range, at)| Action::Move { from, to, range, at }),
+        6 => (one(), one(), range(), 0..PAGES)
+            .prop_map(|(from, to, range, at)| Action::Move { from, to, range, at }),
         1 => Just(Action::Fork),
     ]
 }
