@@ -8,16 +8,18 @@ use super::discard::{empty_part, forget_if_empty};
 use super::relocate::{self, Place};
 use super::{Arena, mprotect};
 use crate::Errno;
+use crate::atomic::{Ordering, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::REGISTRY;
 use crate::fault::backend::Backend;
 use crate::fault::ledger::Charge;
-use crate::fault::lend::{self, recalls};
+use crate::fault::lend;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
 use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::source::Content;
+use crate::fault::tables::Chunk;
 use crate::fork::current_thread;
 use crate::page::page_size;
 use core::ops::Range;
@@ -139,8 +141,7 @@ impl Arena {
                 }
                 // Once nothing is left to recall, what others have recalled is looked for once more.
                 Some(Err(Cause::Exhausted)) => {
-                    let _blocked = SignalsBlocked::new();
-                    is_final = !recalls(&to.pin());
+                    is_final = !to.recall_one();
                 }
                 Some(Err(Cause::Poisoned)) => {
                     return Err(Error::new(Operation::MovePages, ErrorKind::Poisoned));
@@ -148,6 +149,26 @@ impl Arena {
                 Some(Err(Cause::Os(errno))) => return Err(Error::os(Operation::MovePages, errno)),
             }
         }
+    }
+
+    /// Takes back a lent chunk, because the budget is needed; false if there is none that can be had. Then
+    /// what those that were lent before were charged for has been given back.
+    fn recall_one(&self) -> bool {
+        let blocked = SignalsBlocked::new();
+        let Some(index) = lend::next_lent_from(self.region(), 0) else {
+            // Pairs with the fence before a chunk's mark is taken away.
+            fence(Ordering::Acquire);
+            return false;
+        };
+        let recall = |region: &Region, chunk: &Chunk<'_>| match chunk.state.is_lent() {
+            true => lend::recall(region, chunk, true).is_ok(),
+            // A discard that failed half-way has left the mark.
+            false => {
+                lend::unmark(region, index);
+                true
+            }
+        };
+        self.as_owner(&blocked, index, recall).unwrap_or(false)
     }
 
     /// Makes those pages of the source present whose absence would read otherwise at the target.
