@@ -169,7 +169,7 @@ fn untouched_pages_read_at_the_target_as_at_the_source() {
     }
     assert_eq!(load(&from, 2 * page_size() + 2), 2, "the template again");
     // An image, then the zeroes after it: of an untouched target of zeroes they cost nothing.
-    let image = arena("image").template(Template::bytes(&[1; 4096]).unwrap()).reserve().unwrap();
+    let image = arena("image").template(Template::bytes([1; 4096]).unwrap()).reserve().unwrap();
     let zeroes = arena("zeroes").reserve().unwrap();
     try_move(&image, 0..CHUNK, &zeroes, 0).unwrap();
     assert_eq!(zeroes.stats().resident_bytes, 4096.max(page_size()));
