@@ -5,7 +5,7 @@
 //! who may ask, and the books.
 
 use super::discard::{empty_part, forget_if_empty};
-use super::relocate::{self, Place};
+use super::relocate::{self, Place, differs};
 use super::{Arena, mprotect};
 use crate::Errno;
 use crate::atomic::{Ordering, fence};
@@ -18,7 +18,6 @@ use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
 use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
-use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
 use crate::fork::current_thread;
 use crate::page::page_size;
@@ -227,13 +226,6 @@ impl Arena {
     }
 }
 
-/// Whether a page that is absent in one place reads otherwise than one that is absent in another.
-fn differs(source: &Region, from: usize, target: &Region, to: usize) -> bool {
-    let is_zero =
-        |region: &Region, page| matches!(region.source.at(page, region.page_shift), Content::Zero);
-    !(is_zero(source, from) && is_zero(target, to))
-}
-
 /// Moves the pages of a place to another, as the owner of both chunks.
 fn move_owned(from: &Place<'_>, into: &Place<'_>) -> Result<(), Cause> {
     if from.has_poison() || into.has_poison() {
@@ -269,11 +261,8 @@ fn move_owned(from: &Place<'_>, into: &Place<'_>) -> Result<(), Cause> {
     for place in [from, into] {
         forget_if_empty(place.region, &place.chunk);
     }
-    result.map_err(|errno| match errno {
-        // Somebody has dropped a page behind our back, whose content is not what is to be moved.
-        Errno::ENOENT => Cause::Absent,
-        errno => Cause::Os(errno),
-    })
+    // Not tried again: what has arrived would be taken for what the target held.
+    Ok(result?)
 }
 
 /// A promise of so many pages.
