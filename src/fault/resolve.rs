@@ -10,7 +10,7 @@ use super::lend::{is_exhausted, lend};
 use super::merge::merge_any;
 use super::protect;
 use super::region::{Counters, Region};
-use super::source::Source;
+use super::source::Content;
 use super::tables::Chunk;
 use super::track::admit_writer;
 use super::tuning::LONELY_PAGES;
@@ -247,7 +247,11 @@ fn lend_alone(region: &Region, chunk: &Chunk<'_>) -> bool {
 
 /// Whether a whole chunk is worth a huge page: reads of zeroes take no memory at all.
 fn wants_huge(region: &Region, chunk: &Chunk<'_>, access: Access) -> bool {
-    region.may_be_huge(chunk) && !(access == Access::Read && matches!(region.source, Source::Zero))
+    let is_zero = || {
+        let first = region.pages_of(chunk.index).start;
+        matches!(region.source.at(first, region.page_shift), Content::Zero)
+    };
+    region.may_be_huge(chunk) && !(access == Access::Read && is_zero())
 }
 
 /// Fills a chunk without any page with a huge page, if this is its only filler. Signals are blocked,
