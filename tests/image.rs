@@ -363,3 +363,40 @@ fn both_backends_bring_up_what_the_other_saved() {
         assert_eq!(again.save(&file).unwrap().written_bytes, 0);
     }
 }
+
+/// An arena is saved, and any number of others begin with what it held, in common.
+#[test]
+fn saved_arenas_can_be_shared() {
+    let page = page();
+    let arena = Arena::builder(1 << 30).reserve().unwrap();
+    let touched = [0, 1, 7, 511, 512, 5000];
+    for at in touched {
+        // SAFETY: the page is within the arena, which nobody else uses.
+        unsafe { arena.as_ptr().add(at * page).write_bytes((at % 255) as u8 + 1, page) };
+    }
+    let file = file_of(b"");
+    arena.save(&file).unwrap();
+    let template = Template::image(&file).unwrap().shared().unwrap();
+    for _ in 0..2 {
+        let copy = Arena::builder(1 << 30).template(template.clone()).reserve().unwrap();
+        for at in 0..6000 {
+            // SAFETY: as above.
+            let byte = unsafe { copy.as_ptr().add(at * page + 99).read() };
+            assert_eq!(
+                byte,
+                if touched.contains(&at) { (at % 255) as u8 + 1 } else { 0 },
+                "page {at}"
+            );
+        }
+        assert_eq!(copy.stats().resident_bytes, 0);
+        // SAFETY: as above.
+        unsafe { copy.as_ptr().add(7 * page).write(0) };
+    }
+
+    let sevens = Template::repeat(&7u8).unwrap();
+    let arena = Arena::builder(1 << 30).template(sevens).reserve().unwrap();
+    let file = file_of(b"");
+    arena.save(&file).unwrap();
+    let error = Template::image(&file).unwrap().shared().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotShareable);
+}

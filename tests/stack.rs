@@ -110,6 +110,12 @@ fn every_way_to_resolve_a_fault_fits() {
         }
     }
 
+    // SAFETY: nobody has a reference into the arena.
+    unsafe { plain.poison(30 * CHUNK + 8 * page_size()..31 * CHUNK) }.unwrap();
+    check("a window beside poison", &|| {
+        (0..8).for_each(|page| touch(&plain, 30 * pages + page, true));
+    });
+
     let template = Template::repeat(&[1u8, 2, 3]).unwrap();
     let repeated = Arena::builder(1 << 40).template(template).reserve().unwrap();
     check("a template", &|| (0..2 * pages).for_each(|page| touch(&repeated, page, true)));

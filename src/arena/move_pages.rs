@@ -5,19 +5,20 @@
 //! who may ask, and the books.
 
 use super::discard::{empty_part, forget_if_empty};
-use super::relocate::{self, Place};
+use super::relocate::{self, Place, differs};
 use super::{Arena, mprotect};
 use crate::Errno;
+use crate::atomic::{Ordering, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::REGISTRY;
 use crate::fault::backend::Backend;
 use crate::fault::ledger::Charge;
-use crate::fault::lend::{self, recalls};
+use crate::fault::lend;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
 use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
-use crate::fault::source::Content;
+use crate::fault::tables::Chunk;
 use crate::fork::current_thread;
 use crate::page::page_size;
 use core::ops::Range;
@@ -149,8 +150,7 @@ impl Arena {
                 }
                 // Once nothing is left to recall, what others have recalled is looked for once more.
                 Some(Err(Cause::Exhausted)) => {
-                    let _blocked = SignalsBlocked::new();
-                    is_final = !recalls(&to.pin());
+                    is_final = !to.recall_one();
                 }
                 Some(Err(Cause::Poisoned)) => {
                     return Err(Error::new(Operation::MovePages, ErrorKind::Poisoned));
@@ -158,6 +158,26 @@ impl Arena {
                 Some(Err(Cause::Os(errno))) => return Err(Error::os(Operation::MovePages, errno)),
             }
         }
+    }
+
+    /// Takes back a lent chunk, because the budget is needed; false if there is none that can be had. Then
+    /// what those that were lent before were charged for has been given back.
+    fn recall_one(&self) -> bool {
+        let blocked = SignalsBlocked::new();
+        let Some(index) = lend::next_lent_from(self.region(), 0) else {
+            // Pairs with the fence before a chunk's mark is taken away.
+            fence(Ordering::Acquire);
+            return false;
+        };
+        let recall = |region: &Region, chunk: &Chunk<'_>| match chunk.state.is_lent() {
+            true => lend::recall(region, chunk, true).is_ok(),
+            // A discard that failed half-way has left the mark.
+            false => {
+                lend::unmark(region, index);
+                true
+            }
+        };
+        self.as_owner(&blocked, index, recall).unwrap_or(false)
     }
 
     /// Makes those pages of the source present whose absence would read otherwise at the target.
@@ -216,13 +236,6 @@ impl Arena {
     }
 }
 
-/// Whether a page that is absent in one place reads otherwise than one that is absent in another.
-fn differs(source: &Region, from: usize, target: &Region, to: usize) -> bool {
-    let is_zero =
-        |region: &Region, page| matches!(region.source.at(page, region.page_shift), Content::Zero);
-    !(is_zero(source, from) && is_zero(target, to))
-}
-
 /// Moves the pages of a place to another, as the owner of both chunks.
 fn move_owned(from: &Place<'_>, into: &Place<'_>) -> Result<(), Cause> {
     if from.has_poison() || into.has_poison() {
@@ -258,11 +271,8 @@ fn move_owned(from: &Place<'_>, into: &Place<'_>) -> Result<(), Cause> {
     for place in [from, into] {
         forget_if_empty(place.region, &place.chunk);
     }
-    result.map_err(|errno| match errno {
-        // Somebody has dropped a page behind our back, whose content is not what is to be moved.
-        Errno::ENOENT => Cause::Absent,
-        errno => Cause::Os(errno),
-    })
+    // Not tried again: what has arrived would be taken for what the target held.
+    Ok(result?)
 }
 
 /// A promise of so many pages.

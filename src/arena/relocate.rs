@@ -5,6 +5,7 @@ use crate::fault::backend::Backend;
 use crate::fault::ledger::Ledger;
 use crate::fault::region::Region;
 use crate::fault::resolve::pause;
+use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
 use crate::fault::{protect, uffd};
 use crate::page::CHUNK;
@@ -112,6 +113,13 @@ impl<'a> Place<'a> {
     }
 }
 
+/// Whether a page that is absent in one place reads otherwise than one that is absent in another.
+pub(super) fn differs(source: &Region, from: usize, target: &Region, to: usize) -> bool {
+    let is_zero =
+        |region: &Region, page| matches!(region.source.at(page, region.page_shift), Content::Zero);
+    !(is_zero(source, from) && is_zero(target, to))
+}
+
 /// Moves the present pages of `from` to `into`, where none is, and records in the bits what has come of it.
 pub(super) fn relocate(from: &Place<'_>, into: &Place<'_>) -> (Tally, Result<(), Errno>) {
     let mut tally = Tally::default();
@@ -159,9 +167,13 @@ fn relocate_run(
                 tally.record(from, into, page..page + count, is_copy);
                 page += count;
             }
+            // Somebody has dropped it behind our back.
             Outcome::Missing => {
                 tally.leave(from, page);
-                return Err(Errno::ENOENT);
+                if differs(from.region, from.page(page), into.region, into.page(page)) {
+                    return Err(Errno::ENOENT);
+                }
+                page += 1;
             }
             Outcome::Again if attempts > 0 => pause(1_000),
             Outcome::Again if page < copied_to => return Err(Errno::EAGAIN),

@@ -2,8 +2,8 @@
 
 use super::mapping::Mapping;
 use crate::error::{Error, ErrorKind, Operation, Result};
-use crate::fault::source::Source;
-use crate::page::page_size;
+use crate::fault::source::{Content, Source};
+use crate::page::{page_shift, page_size};
 use crate::sys::{self, seam::Call};
 use core::ptr;
 use core::slice;
@@ -37,13 +37,14 @@ const SEALS: libc::c_int =
 const SPAN: usize = 1 << 20;
 
 impl SharedImage {
-    /// A copy of an image of `len` bytes.
+    /// A copy of the first `len` bytes of an image, after which there are zeroes.
     pub(crate) fn new(image: &Source, len: usize) -> Result<Self> {
-        let Source::Image { bytes, whole, tail, .. } = *image else {
-            return Err(Error::new(Operation::Template, ErrorKind::NotAnImage));
+        let whole = len - len % page_size();
+        let body = if whole == 0 { None } else { Some(Body::new(image, whole)?) };
+        let tail = match image.at(whole / page_size(), page_shift()) {
+            Content::Bytes { from, .. } if whole < len => Some(copy_of_page(from)?),
+            _ => None,
         };
-        let body = if whole == 0 { None } else { Some(Body::new(bytes, whole * page_size())?) };
-        let tail = if tail.is_null() { None } else { Some(copy_of_page(tail)?) };
         Ok(Self { body, tail, len })
     }
 
@@ -65,9 +66,9 @@ impl SharedImage {
 }
 
 impl Body {
-    /// Puts `len` bytes at `from`, whole pages, into a file. They are read by system calls alone, since
-    /// they may be a file's that is cut short.
-    fn new(from: *const u8, len: usize) -> Result<Self> {
+    /// Puts the first `len` bytes of an image, whole pages, into a file. They are read by system calls
+    /// alone, since they may be a file's that is cut short.
+    fn new(image: &Source, len: usize) -> Result<Self> {
         let error = |errno| Error::os(Operation::Template, errno).value(len);
         let file = sys::memfd(c"lacuna-image", libc::MFD_ALLOW_SEALING).map_err(error)?;
         sys::set_file_len(file.as_fd(), len).map_err(error)?;
@@ -75,13 +76,32 @@ impl Body {
         let words = (len / page_size()).div_ceil(64);
         let holes = Mapping::zeroed((words * size_of::<u64>()).next_multiple_of(page_size()))?;
         let body = Self { file, bytes, holes };
-        for start in (0..len).step_by(SPAN) {
-            let span = start..len.min(start + SPAN);
-            body.write(from.wrapping_add(start), span.start, span.len())?;
-            body.drop_zeroes(span.start, span.len()).map_err(error)?;
+        let mut done = 0;
+        while done < len {
+            done += body.put(image, done, len - done)?;
         }
         sys::seal(body.file.as_fd(), SEALS).map_err(error)?;
         Ok(body)
+    }
+
+    /// Puts some of the `left` bytes of the image from `offset` on into the file; tells how many.
+    fn put(&self, image: &Source, offset: usize, left: usize) -> Result<usize> {
+        let (page, shift) = (offset >> page_shift(), page_shift());
+        match image.at(page, shift) {
+            Content::Bytes { from, pages } => {
+                let len = left.min(SPAN).min(pages << shift);
+                self.write(from, offset, len)?;
+                let error = |errno| Error::os(Operation::Template, errno).value(len);
+                self.drop_zeroes(offset, len).map_err(error)?;
+                Ok(len)
+            }
+            Content::Hole { pages } => {
+                let len = left.min(pages << shift);
+                (page..page + (len >> shift)).for_each(|page| self.mark_hole(page));
+                Ok(len)
+            }
+            _ => Err(Error::new(Operation::Template, ErrorKind::NotShareable)),
+        }
     }
 
     /// Writes `len` bytes at `from` to the file at `offset`.

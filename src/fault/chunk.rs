@@ -95,12 +95,6 @@ impl ChunkState {
         (self.0.load(Ordering::Acquire) / LONELY) & LONELY_MAX
     }
 
-    /// As [`lonely`](Self::lonely), for a chunk without poison; `None` if it has some.
-    pub(crate) fn lonely_without_poison(&self) -> Option<u32> {
-        let state = self.0.load(Ordering::Acquire);
-        (state & POISONED == 0).then_some((state / LONELY) & LONELY_MAX)
-    }
-
     /// Whether the chunk is lent. Exact for its owner and its fillers, since only owners change it.
     pub(crate) fn is_lent(&self) -> bool {
         self.0.load(Ordering::Relaxed) & LENT != 0

@@ -124,29 +124,39 @@ impl Step {
 /// One system call's worth of pages from `page` on, at most `left`.
 #[inline(never)]
 fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
-    let copy = |from: *const u8, pages: usize| copy(region, page, from, pages);
-    match region.source.at(page, region.page_shift) {
-        Content::Zero if access == Access::Read && has_zero_page(region) => {
-            zeropage(region, page, left)
-        }
-        // What is not memory must come last in a run, see `fill`.
-        Content::Hole { pages }
-            if access == Access::Read && left <= pages && has_zero_page(region) =>
-        {
-            zeropage(region, page, left)
-        }
-        Content::Zero => copy(ZEROES.get(), left.min(Zeroes::PAGES)),
-        Content::Hole { pages } => copy(ZEROES.get(), left.min(pages).min(Zeroes::PAGES)),
-        Content::Bytes { from, pages } => copy(from, left.min(pages)),
-        // Written at once: one fault instead of two.
-        Content::Shared { from, pages } if access == Access::Write => copy(from, left.min(pages)),
-        Content::SharedHole { pages } if access == Access::Write => {
-            copy(ZEROES.get(), left.min(pages))
-        }
-        Content::Shared { pages, .. } => show(region, page, left.min(pages)),
-        Content::SharedHole { pages } => zeropage(region, page, left.min(pages)),
+    let content = region.source.at(page, region.page_shift);
+    let zeroes = match access {
+        Access::Read => zero_pages(region, &content, left),
+        Access::Write => 0,
+    };
+    if zeroes > 0 {
+        return zeropage(region, page, zeroes);
+    }
+    let (from, pages) = match content {
         // Made elsewhere.
-        Content::Generated => Step::stopped(Errno::EFAULT),
+        Content::Generated => return Step::stopped(Errno::EFAULT),
+        Content::Shared { pages, .. } if access == Access::Read => {
+            return show(region, page, left.min(pages));
+        }
+        // Written at once: one fault instead of two.
+        Content::Bytes { from, pages } | Content::Shared { from, pages } => (from, pages),
+        Content::Zero => (ZEROES.get(), Zeroes::PAGES),
+        Content::Hole { pages } | Content::SharedHole { pages } => {
+            (ZEROES.get(), pages.min(Zeroes::PAGES))
+        }
+    };
+    copy(region, page, from, left.min(pages))
+}
+
+/// How many of `left` pages may show the kernel's zero page when they are read. What is not memory must come
+/// last in a run, see [`fill`].
+#[inline(always)]
+fn zero_pages(region: &Region, content: &Content, left: usize) -> usize {
+    match *content {
+        Content::Zero if has_zero_page(region) => left,
+        Content::Hole { pages } if left <= pages && has_zero_page(region) => left,
+        Content::SharedHole { pages } => left.min(pages),
+        _ => 0,
     }
 }
 
@@ -181,7 +191,7 @@ fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
 }
 
 /// Shows the kernel's zero page in place of `pages` pages.
-#[inline(never)]
+#[inline(always)]
 fn zeropage(region: &Region, page: usize, pages: usize) -> Step {
     let uffd = match uffd() {
         Ok(uffd) => uffd,
@@ -194,7 +204,7 @@ fn zeropage(region: &Region, page: usize, pages: usize) -> Step {
 }
 
 /// Has `pages` pages from `page` on show the frames of a shared image, which other arenas have too.
-#[inline(never)]
+#[inline(always)]
 fn show(region: &Region, page: usize, pages: usize) -> Step {
     let uffd = match uffd() {
         Ok(uffd) => uffd,

@@ -89,13 +89,32 @@ extern "C" fn enter(
     let Some(signal) = Signal::of(number) else { return false };
     let errno = Errno::last();
     // SAFETY: the kernel calls us with these arguments.
-    let handled = unsafe { handle(signal, info, context) || is_of_freed(signal, info, context) };
-    if !handled && beneath != NOT_HANDED_ON {
-        // SAFETY: as above.
-        unsafe { chain::forward(signal, info, context, beneath) };
-    }
+    let handled =
+        unsafe { handle(signal, info, context) || hand_on(signal, info, context, beneath) };
     errno.set();
     handled
+}
+
+/// What becomes of a signal that no arena raised: true if a freed block did. Kept out of the handler's frame.
+///
+/// # Safety
+/// The arguments are those of a handler of `signal` with SA_SIGINFO.
+#[cold]
+#[inline(never)]
+unsafe fn hand_on(
+    signal: Signal,
+    info: *mut siginfo_t,
+    context: *mut c_void,
+    beneath: usize,
+) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let handled = is_of_freed(signal, info, context);
+        if !handled && beneath != NOT_HANDED_ON {
+            chain::forward(signal, info, context, beneath);
+        }
+        handled
+    }
 }
 
 /// Resolves a fault from within somebody else's signal handler; true if it was lacuna's, and the

@@ -140,19 +140,12 @@ pub(crate) fn unmark(region: &Region, index: usize) {
 #[cold]
 #[inline(never)]
 pub(crate) fn is_exhausted(region: &Region) -> bool {
-    !recalls(region) && region.ledger.is_full(region.budget)
-}
-
-/// Takes back a lent chunk, if there is one; if not, what those that were lent before were charged for has
-/// been given back.
-#[inline(always)]
-pub(crate) fn recalls(region: &Region) -> bool {
     if region.lends && recall_any(region) {
-        return true;
+        return false;
     }
     // Pairs with the fences before a chunk's mark, or its bit in the summary, is taken away.
     fence(Ordering::Acquire);
-    false
+    region.ledger.is_full(region.budget)
 }
 
 /// How many lent chunks are tried when the kernel does not give back the first.

@@ -261,7 +261,7 @@ impl Region {
     }
 
     /// The pages to resolve for a fault on page `page` of `chunk`, whose present pages are given.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn plan(
         &self,
         chunk: &Chunk<'_>,

@@ -10,7 +10,7 @@ use super::lend::{is_exhausted, lend};
 use super::merge::merge_any;
 use super::protect;
 use super::region::{Counters, Region};
-use super::source::Source;
+use super::source::Content;
 use super::tables::Chunk;
 use super::track::admit_writer;
 use super::tuning::LONELY_PAGES;
@@ -23,10 +23,8 @@ use nix::errno::Errno;
 enum Plan {
     /// Nothing more.
     Done,
-    /// The page is said to be present: find out what is wrong.
+    /// The page is poisoned, or said to be present: find out what is wrong.
     Verify,
-    /// The page is poisoned.
-    Refuse,
     /// Lend the chunk.
     Lend,
     /// Fill the whole chunk with a huge page.
@@ -79,7 +77,11 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
         true => Plan::Done,
         false => Plan::Install { window: alone(index), lonely: false },
     };
-    let plan = match decide(region, &chunk, index, access) {
+    let decision = match chunk.state.is_poisoned() {
+        false => decide(region, &chunk, index, access),
+        true => decide_beside_poison(region, &chunk, index, access),
+    };
+    let plan = match decision {
         // Part of a chunk that could not be filled may be there now: the page alone, then.
         Plan::Lend => whole(lend_alone(region, &chunk)),
         Plan::FillWhole => whole(fill_whole(region, &chunk)),
@@ -94,7 +96,6 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
             result
         }
         Plan::Verify => verify(region, &chunk, index, access, Errno::EEXIST),
-        Plan::Refuse => Err(Refusal::Poisoned),
         Plan::Lend | Plan::FillWhole | Plan::Done => Ok(()),
     };
     region.leave(&chunk);
@@ -124,9 +125,7 @@ fn make_room(region: &Region, page: usize, refusal: Refusal) -> bool {
 fn decide(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Plan {
     // Asked first: a lonely page that it counts is then seen as present, and threads that race for
     // it do not take each other for scattered touches.
-    let Some(lonely_pages) = chunk.state.lonely_without_poison() else {
-        return decide_beside_poison(region, chunk, page, access);
-    };
+    let lonely_pages = chunk.state.lonely();
     let present = chunk.present();
     if present.get(page) {
         return Plan::Verify;
@@ -154,25 +153,27 @@ fn recorded(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> 
     Plan::Install { window: alone(page), lonely: false }
 }
 
-/// As [`decide`], in a chunk with poisoned pages: it is neither lent nor filled whole, and no window reaches
+/// As [`decide`], for a chunk with poisoned pages: it is neither lent nor filled whole, and no window reaches
 /// a poisoned page.
 #[cold]
 #[inline(never)]
 fn decide_beside_poison(region: &Region, chunk: &Chunk<'_>, page: usize, access: Access) -> Plan {
-    let poisoned = chunk.poisoned();
-    if poisoned.get(page) {
-        return Plan::Refuse;
-    }
     let present = chunk.present();
-    if present.get(page) {
+    if present.get(page) || chunk.is_poisoned(page) {
         return Plan::Verify;
     }
     if region.log.is_open() {
         return recorded(region, chunk, page, access);
     }
     let window = region.plan(chunk, page, &present);
-    let start = window.start.max(poisoned.gap_before(page));
-    Plan::Install { window: start..poisoned.next_set(page..window.end), lonely: false }
+    let (mut start, mut end) = (page, page.saturating_add(1));
+    while start > window.start && !chunk.is_poisoned(start.saturating_sub(1)) {
+        start = start.saturating_sub(1);
+    }
+    while end < window.end && !chunk.is_poisoned(end) {
+        end = end.saturating_add(1);
+    }
+    Plan::Install { window: start..end, lonely: false }
 }
 
 /// The page and nothing else.
@@ -247,7 +248,11 @@ fn lend_alone(region: &Region, chunk: &Chunk<'_>) -> bool {
 
 /// Whether a whole chunk is worth a huge page: reads of zeroes take no memory at all.
 fn wants_huge(region: &Region, chunk: &Chunk<'_>, access: Access) -> bool {
-    region.may_be_huge(chunk) && !(access == Access::Read && matches!(region.source, Source::Zero))
+    let is_zero = || {
+        let first = region.pages_of(chunk.index).start;
+        matches!(region.source.at(first, region.page_shift), Content::Zero)
+    };
+    region.may_be_huge(chunk) && !(access == Access::Read && is_zero())
 }
 
 /// Fills a chunk without any page with a huge page, if this is its only filler. Signals are blocked,
@@ -296,7 +301,7 @@ fn shrink(window: Range<usize>, page: usize, pages: usize) -> Range<usize> {
     start..start.saturating_add(pages)
 }
 
-/// Makes sure that a page which is said to be present can be accessed: that another thread has
+/// Makes sure that a page which is said to be present, and not poisoned, can be accessed: that another thread has
 /// just installed it, or the kernel can, and the instruction will not fault on it for ever.
 ///
 /// What stands in the way may be a marker that somebody left behind our back (write protection,
@@ -309,6 +314,9 @@ fn verify(
     access: Access,
     errno: Errno,
 ) -> Result<(), Refusal> {
+    if chunk.is_poisoned(page) {
+        return Err(Refusal::Poisoned);
+    }
     Counters::count(&region.counters.raced);
     let page_index = region.pages_of(chunk.index).start.saturating_add(page);
     if region.backend == Backend::Mprotect {

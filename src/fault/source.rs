@@ -229,7 +229,7 @@ fn shared(
 ///
 /// # Safety
 /// `target` points to so many pages, zeroed, of the caller's.
-#[inline(never)]
+#[inline(always)]
 unsafe fn make(
     function: PageFunction,
     first: usize,

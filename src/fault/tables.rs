@@ -73,9 +73,8 @@ pub(crate) struct Chunk<'a> {
     pub(crate) state: &'a ChunkState,
     pub(crate) resident: &'a PageBits,
     lent: &'a PageBits,
-    any_lent: &'a AtomicU32,
-    poisoned: &'a PageBits,
-    all_poisoned: &'a AtomicUsize,
+    /// For what is rarely needed: this value lies in the handler's frame.
+    tables: &'a Tables,
 }
 
 impl Tables {
@@ -145,9 +144,7 @@ impl Tables {
                 state: &*base.add(self.layout.states).cast::<ChunkState>().add(index),
                 resident: &*base.add(self.layout.resident).cast::<PageBits>().add(index),
                 lent: &*base.add(self.layout.lent).cast::<PageBits>().add(index),
-                any_lent: &self.any_lent,
-                poisoned: &*base.add(self.layout.poisoned).cast::<PageBits>().add(index),
-                all_poisoned: &self.poisoned,
+                tables: self,
             })
         }
     }
@@ -158,13 +155,13 @@ impl Chunk<'_> {
     pub(crate) fn lent(&self) -> Option<&PageBits> {
         // Relaxed: whoever must see each lent page owns the chunk, and its claim is ordered after
         // the filler that set the flag; to anybody else the page was lent a moment later.
-        (self.any_lent.load(Ordering::Relaxed) != 0).then_some(self.lent)
+        (self.tables.any_lent.load(Ordering::Relaxed) != 0).then_some(self.lent)
     }
 
     /// The lent pages, to set some of them.
     pub(crate) fn lend(&self) -> &PageBits {
-        if self.any_lent.load(Ordering::Relaxed) == 0 {
-            self.any_lent.store(1, Ordering::Relaxed);
+        if self.tables.any_lent.load(Ordering::Relaxed) == 0 {
+            self.tables.any_lent.store(1, Ordering::Relaxed);
         }
         self.lent
     }
@@ -173,23 +170,37 @@ impl Chunk<'_> {
     /// reading costs.
     pub(crate) fn poisoned(&self) -> Snapshot {
         match self.state.is_poisoned() {
-            true => self.poisoned.load(),
+            true => self.poison_bits().load(),
             false => Snapshot::EMPTY,
+        }
+    }
+
+    /// Whether page `page` is poisoned.
+    pub(crate) fn is_poisoned(&self, page: usize) -> bool {
+        self.state.is_poisoned() && self.poison_bits().get(page)
+    }
+
+    fn poison_bits(&self) -> &PageBits {
+        // SAFETY: as in `Tables::chunk`, which has checked the index.
+        unsafe {
+            let bits = self.tables.base.as_ptr().add(self.tables.layout.poisoned);
+            &*bits.cast::<PageBits>().add(self.index)
         }
     }
 
     /// Poisons `pages`, as the chunk's owner.
     pub(crate) fn poison(&self, pages: Range<usize>) {
         // Relaxed: statistics.
-        self.all_poisoned.fetch_add(self.poisoned.set(pages), Ordering::Relaxed);
+        self.tables.poisoned.fetch_add(self.poison_bits().set(pages), Ordering::Relaxed);
         self.state.set_poisoned(true);
     }
 
     /// Lifts the poison of `pages`, as the chunk's owner.
     pub(crate) fn unpoison(&self, pages: Range<usize>) {
         if self.state.is_poisoned() {
-            self.all_poisoned.fetch_sub(self.poisoned.clear(pages), Ordering::Relaxed);
-            self.state.set_poisoned(!self.poisoned.load().is_empty());
+            let bits = self.poison_bits();
+            self.tables.poisoned.fetch_sub(bits.clear(pages), Ordering::Relaxed);
+            self.state.set_poisoned(!bits.load().is_empty());
         }
     }
 

@@ -49,7 +49,7 @@ pub enum Bound {
     /// This process was forked without the C library's fork hooks, by a raw clone(2): arenas do not
     /// work in it. It is rare that such a touch is noticed at all; see [`Arena`](crate::Arena).
     ForkedWithoutHooks,
-    /// The page cannot be made accessible: it was poisoned, write-protected or unregistered by
+    /// The page cannot be made accessible: it was marked as poisoned, write-protected or unregistered by
     /// somebody else. The error is the last one that the kernel gave.
     Unresolvable(Errno),
 }

@@ -221,15 +221,14 @@ impl Template {
     /// (`UFFDIO_CONTINUE`, since Linux 5.14), which counts as lent until the arena writes there. Pages
     /// of zeroes take no memory in the file either.
     ///
-    /// The image is read here, whole. Other templates than images have their memory in common anyway
+    /// The image is read here, whole, also one that an arena was saved to. Other templates than images have their memory in common anyway
     /// (zeroes), or have no memory that could be shared (an error).
     ///
     /// In such an arena, huge pages come only after the image; and what is said of
     /// [`OnFork::Wipe`](crate::OnFork::Wipe) and `Forbid` is done by the child, in its fork hook.
     ///
     /// # Errors
-    /// - [`ErrorKind::NotShareable`]: it is a repeated value, a page function, or an image that an arena was
-    ///   saved to.
+    /// - [`ErrorKind::NotShareable`]: it is a repeated value, or a page function, or an image of an arena with one.
     /// - [`ErrorKind::TemplateUnreadable`]: the image's file shrank, or its device failed.
     /// - [`ErrorKind::Os`]: there is no memory, or no descriptor left.
     ///
@@ -253,6 +252,11 @@ impl Template {
             Kind::Image { image } => {
                 let (source, _memory) = image.source(page_size())?;
                 let image = SharedImage::new(&source, image.len)?;
+                Self(Kind::Shared { image: Arc::new(image) })
+            }
+            Kind::Stored { image } if image.fill().is_empty() => {
+                let source = Source::Stored(image.view());
+                let image = SharedImage::new(&source, image.defined_len())?;
                 Self(Kind::Shared { image: Arc::new(image) })
             }
             Kind::Repeat { .. } | Kind::Generate(_) | Kind::Stored { .. } => {

@@ -166,6 +166,12 @@ impl StoredImage {
         self.arena_len
     }
 
+    /// Bytes after which the image has nothing.
+    pub(super) fn defined_len(&self) -> usize {
+        let end = self.groups.last().map_or(0, |last| (*last as usize + 1) * GROUP * page_size());
+        end.min(self.arena_len)
+    }
+
     /// The value that is repeated on pages that the image does not have.
     pub(super) fn fill(&self) -> &[u8] {
         &self.fill
