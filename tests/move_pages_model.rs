@@ -39,11 +39,13 @@ fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(first, count)| first..(first + count).min(PAGES))
     };
     prop_oneof![
-        6 => (one(), 0..PAGES, any::<u8>()).prop_map(|(arena, page, value)| Action::Write { arena, page, value }),
+        6 => (one(), 0..PAGES, any::<u8>())
+            .prop_map(|(arena, page, value)| Action::Write { arena, page, value }),
         3 => (one(), 0..PAGES).prop_map(|(arena, page)| Action::Read { arena, page }),
         1 => (one(), range()).prop_map(|(arena, range)| Action::Populate { arena, range }),
         1 => (one(), range()).prop_map(|(arena, range)| Action::Discard { arena, range }),
-        6 => (one(), one(), range(), 0..PAGES).prop_map(|(from, to, range, at)| Action::Move { from, to, range, at }),
+        6 => (one(), one(), range(), 0..PAGES)
+            .prop_map(|(from, to, range, at)| Action::Move { from, to, range, at }),
         1 => Just(Action::Fork),
     ]
 }

@@ -301,8 +301,9 @@ fn shrink(window: Range<usize>, page: usize, pages: usize) -> Range<usize> {
     start..start.saturating_add(pages)
 }
 
-/// Makes sure that a page which is said to be present, and not poisoned, can be accessed: that another thread has
-/// just installed it, or the kernel can, and the instruction will not fault on it for ever.
+/// Makes sure that a page which is said to be present, and not poisoned, can be accessed: that
+/// another thread has just installed it, or the kernel can, and the instruction will not fault on
+/// it for ever.
 ///
 /// What stands in the way may be a marker that somebody left behind our back (write protection,
 /// poison, a guard), or the page may have been dropped behind our back: then it is installed again.

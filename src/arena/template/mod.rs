@@ -221,14 +221,16 @@ impl Template {
     /// (`UFFDIO_CONTINUE`, since Linux 5.14), which counts as lent until the arena writes there. Pages
     /// of zeroes take no memory in the file either.
     ///
-    /// The image is read here, whole, also one that an arena was saved to. Other templates than images have their memory in common anyway
-    /// (zeroes), or have no memory that could be shared (an error).
+    /// The image is read here, whole, also one that an arena was saved to. Other templates than
+    /// images have their memory in common anyway (zeroes), or have no memory that could be shared
+    /// (an error).
     ///
     /// In such an arena, huge pages come only after the image; and what is said of
     /// [`OnFork::Wipe`](crate::OnFork::Wipe) and `Forbid` is done by the child, in its fork hook.
     ///
     /// # Errors
-    /// - [`ErrorKind::NotShareable`]: it is a repeated value, or a page function, or an image of an arena with one.
+    /// - [`ErrorKind::NotShareable`]: it is a repeated value, or a page function, or an image of an
+    ///   arena with one.
     /// - [`ErrorKind::TemplateUnreadable`]: the image's file shrank, or its device failed.
     /// - [`ErrorKind::Os`]: there is no memory, or no descriptor left.
     ///
