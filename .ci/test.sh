@@ -21,13 +21,20 @@ check cargo test --release --test heap --test heap_model --test global_allocator
 check cargo test --release --test stack --test lending --test huge_pages --test contention
 
 echo "-- without userfaultfd"
-LACUNA_SOAK_SECONDS=10 LACUNA_FORKS=200 LACUNA_BACKEND=mprotect check cargo test --tests -- --nocapture
+# The tests that name the backend of their arenas, or have none, would say the same again.
+same='checkpoint|checkpoint_model|first_chance|hugetlb|limits|loom|seam|shared_memory|uffd_.*'
+names=$(for path in tests/*.rs; do basename "$path" .rs; done
+    for path in tests/*/main.rs; do basename "$(dirname "$path")"; done)
+mapfile -t again < <(grep -vxE "$same" <<< "$names")
+LACUNA_SOAK_SECONDS=10 LACUNA_FORKS=200 LACUNA_KILLS=40 LACUNA_CHURN=5000 LACUNA_BACKEND=mprotect \
+    check cargo test --lib "${again[@]/#/--test=}" -- --nocapture
 
 echo "-- with each system call failing: see src/sys/seam.rs"
 RUSTFLAGS="--cfg lacuna_seam" CARGO_TARGET_DIR=target/seam check cargo test --test seam -- --nocapture
 
 echo "-- with the tuning constants shrunk: see src/fault/tuning.rs"
-RUSTFLAGS="--cfg lacuna_shrunk" CARGO_TARGET_DIR=target/shrunk check cargo test \
+LACUNA_SOAK_SECONDS=20 LACUNA_CHURN=5000 \
+    RUSTFLAGS="--cfg lacuna_shrunk" CARGO_TARGET_DIR=target/shrunk check cargo test \
     --test accounting --test address_space --test arena --test coexist --test contention \
     --test churn --test fork --test fork_policies --test fork_unhooked --test huge_pages \
     --test lending --test races --test record --test traces --test reset --test security --test soak --test sparse_array \

@@ -16,8 +16,12 @@ while read -r test; do cp "$test" "$room"; done < "$room/list"
 chmod -R a+rX "$room"
 cd "$room"
 # The long ones are long enough elsewhere.
-export LACUNA_SOAK_SECONDS=5 LACUNA_FORKS=100
+export LACUNA_SOAK_SECONDS=5 LACUNA_FORKS=100 LACUNA_KILLS=20 LACUNA_CHURN=2000
 while read -r test; do
+    case $(basename "$test") in
+        # Random programs against models, and no system call at all: the same for everybody.
+        *_model-* | loom-*) continue ;;
+    esac
     echo "-- $(basename "$test")"
     setpriv --reuid=65534 --regid=65534 --clear-groups "./$(basename "$test")" --quiet < /dev/null
 done < list

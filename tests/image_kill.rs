@@ -1,5 +1,5 @@
-//! A process that saves over and over is killed at random moments, 200 times: the file has the old image
-//! or the new one, always, and never a mix.
+//! A process that saves over and over is killed at random moments, 200 times or `LACUNA_KILLS`: the file has
+//! the old image or the new one, always, and never a mix.
 
 #![allow(missing_docs, reason = "a test")]
 
@@ -13,7 +13,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use support::{Rng, Watchdog, bytes, load, page, store};
 
-const KILLS: u64 = 200;
 const LEN: usize = 64 << 20;
 /// Pages that have content in one round or another.
 const REACH: usize = 3000;
@@ -96,7 +95,7 @@ fn check(path: &Path) -> u64 {
 
 fn spawn(path: &Path, round: u64) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "killed_two_hundred_times", "--nocapture", "--test-threads=1"]);
+    command.args(["--exact", "killed_over_and_over", "--nocapture", "--test-threads=1"]);
     command.env(PLAN, format!("{round} {}", path.display()));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
 }
@@ -120,7 +119,7 @@ fn kill_one(path: &Path, round: u64, rng: &mut Rng) -> u64 {
 }
 
 #[test]
-fn killed_two_hundred_times() {
+fn killed_over_and_over() {
     if let Ok(plan) = std::env::var(PLAN) {
         let (round, path) = plan.split_once(' ').unwrap();
         save_for_ever(Path::new(path), round.parse().unwrap());
@@ -128,7 +127,8 @@ fn killed_two_hundred_times() {
     let _watchdog = Watchdog::new("image_kill", 500);
     let path = std::env::temp_dir().join(format!("lacuna-kill-{}", std::process::id()));
     let (mut round, mut torn, mut rng) = (0, 0, Rng(7));
-    for _ in 0..KILLS {
+    let kills = std::env::var("LACUNA_KILLS").map_or(200, |it| it.parse().unwrap());
+    for _ in 0..kills {
         let saved = kill_one(&path, round, &mut rng);
         if saved == 0 && Template::image(&open(&path)).is_err() {
             // Not even the first. What is left of it is no image, and nothing to go on from.
@@ -140,6 +140,6 @@ fn killed_two_hundred_times() {
         torn += u64::from(round != saved);
     }
     std::fs::remove_file(&path).unwrap();
-    println!("{round} saves, {KILLS} kills, {torn} of them between a commit and its message");
-    assert!(round > KILLS / 4, "hardly anything was ever saved");
+    println!("{round} saves, {kills} kills, {torn} of them between a commit and its message");
+    assert!(round > kills / 4, "hardly anything was ever saved");
 }
