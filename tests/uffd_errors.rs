@@ -27,7 +27,7 @@
 //! control group without memory; ESRCH of MOVE, where the kernel looks at the calling process
 //! first; EFAULT of WRITEPROTECT, "a generic fault during processing"; ENOSPC of COPY, which Linux
 //! 4.13 abolished; EMFILE of read(2), which takes a fork event, hence privilege. What hugetlbfs
-//! refuses is in `uffd_huge_pages.rs`.
+//! refuses is in `uffd_hugetlb.rs`.
 
 mod uffd_support;
 

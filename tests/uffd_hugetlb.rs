@@ -1,6 +1,10 @@
-//! hugetlbfs: every operation counts in huge pages there, which an administrator has to set aside. As
-//! root these tests do that themselves, for the time they take.
+//! `lacuna::uffd` on hugetlbfs: missing, minor and write-protection faults of 2 MiB pages, private
+//! and shared, and what of the rest the kernel offers there. Every operation counts in huge pages.
+//!
+//! The tests set pages aside where they may, and say so where they may not.
 
+#[path = "support/pool.rs"]
+mod pool;
 mod uffd_support;
 
 use lacuna::Errno;
@@ -8,145 +12,101 @@ use lacuna::uffd::{
     ContinueMode, CopyMode, Event, Features, Ioctls, PagefaultFlags, PoisonMode, RegisterMode,
     Uffd, WriteProtectMode, ZeropageMode,
 };
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use std::fs::{File, read_to_string, write};
-use std::num::NonZeroUsize;
-use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use uffd_support::sigbus::{Fault, resolving};
-use uffd_support::{assert_nothing, loudly, open, page, supported};
+use pool::{HUGE, Pool};
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+use uffd_support::sigbus::resolving;
+use uffd_support::{assert_nothing, open, page, supported};
 
-/// Huge pages of a test.
-const PAGES: usize = 2;
-/// How many the system has set aside.
-const RESERVED: &str = "/proc/sys/vm/nr_hugepages";
+const PAGES: usize = 3;
 
-/// Huge pages that are there until this goes. One test at a time has them.
-struct Reserved {
-    size: usize,
-    before: Option<String>,
-    _alone: MutexGuard<'static, ()>,
-}
+/// The byte of a page that is touched: the exact address is to be told, not the page's first.
+const TOUCHED: usize = 12345;
 
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        if let Some(before) = &self.before {
-            // Best effort: somebody else may have changed it meanwhile.
-            let _ = write(RESERVED, before);
-        }
-    }
-}
-
-/// A file of huge pages, and mappings of it.
-struct Huge {
-    start: NonNull<u8>,
-    size: usize,
-}
-
-impl Reserved {
-    /// Sees to it that there are huge pages; `None`, loudly, where there are none to be had.
-    fn new() -> Option<Self> {
-        static ALONE: Mutex<()> = Mutex::new(());
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let meminfo = read_to_string("/proc/meminfo").unwrap();
-        let number = |name: &str| {
-            let line = meminfo.lines().find(|line| line.starts_with(name))?;
-            line.split_whitespace().nth(1)?.parse::<usize>().ok()
-        };
-        let (Some(kib), Some(free)) = (number("Hugepagesize:"), number("HugePages_Free:")) else {
-            loudly("NOT RUN: this kernel has no hugetlbfs");
-            return None;
-        };
-        let mut reserved = Self { size: kib << 10, before: None, _alone: alone };
-        if free < PAGES {
-            let before = read_to_string(RESERVED).unwrap();
-            let more = before.trim().parse::<usize>().unwrap() + PAGES;
-            if write(RESERVED, more.to_string()).is_ok() {
-                reserved.before = Some(before);
-            }
-        }
-        match reserved.file() {
-            Some(_) => Some(reserved),
-            None => {
-                loudly("NOT RUN: no huge pages are set aside (vm.nr_hugepages)");
-                None
-            }
-        }
-    }
-
-    /// A file of [`PAGES`] huge pages, if there are as many.
-    fn file(&self) -> Option<File> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_HUGETLB;
-        let file = File::from(memfd_create(c"uffd-hugetlb", flags).ok()?);
-        file.set_len((PAGES * self.size) as u64).ok()?;
-        // A private mapping sets them aside for itself, or fails.
-        Huge::try_map(&file, self.size, MapFlags::MAP_PRIVATE).map(|_| file)
-    }
-
-    fn map(&self, file: &File, flags: MapFlags) -> Huge {
-        Huge::try_map(file, self.size, flags).expect("the huge pages that were there are gone")
-    }
-
-    /// Content for one page.
-    fn content(&self, value: u8) -> Vec<u8> {
-        vec![value; self.size]
-    }
-}
+/// A mapping of huge pages, unmapped at the end.
+struct Huge(*mut u8);
 
 impl Huge {
-    fn try_map(file: &File, size: usize, flags: MapFlags) -> Option<Self> {
-        let len = NonZeroUsize::new(PAGES * size).unwrap();
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    fn map(flags: libc::c_int, fd: libc::c_int) -> Self {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, flags | libc::MAP_NORESERVE);
         // SAFETY: a new mapping, placed by the kernel.
-        let start = unsafe { mmap(None, len, protection, flags, file, 0) }.ok()?;
-        Some(Self { start: start.cast(), size })
+        let start =
+            unsafe { libc::mmap(std::ptr::null_mut(), PAGES * HUGE, protection, flags, fd, 0) };
+        assert_ne!(start, libc::MAP_FAILED, "{}", Errno::last());
+        Self(start.cast())
+    }
+
+    /// Memory of no file.
+    fn anonymous() -> Self {
+        let huge = libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        Self::map(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | huge, -1)
+    }
+
+    fn shared(file: &File) -> Self {
+        Self::map(libc::MAP_SHARED, file.as_raw_fd())
     }
 
     fn at(&self, index: usize) -> *mut u8 {
-        self.start.as_ptr().wrapping_add(index * self.size)
-    }
-
-    fn len(&self) -> usize {
-        PAGES * self.size
-    }
-
-    /// The page that a fault is in.
-    fn page_of(&self, fault: Fault) -> usize {
-        (fault.address - self.start.as_ptr() as usize) / self.size
-    }
-
-    /// Reads a byte in the middle of page `index`.
-    fn read(&self, index: usize) -> u8 {
         assert!(index < PAGES);
-        // SAFETY: inside the mapping, and any byte is a `u8`.
-        unsafe { self.at(index).add(self.size / 2 + 1).read_volatile() }
+        self.0.wrapping_add(index * HUGE)
     }
 
-    fn write(&self, index: usize, value: u8) {
-        assert!(index < PAGES);
+    fn read(&self, index: usize, offset: usize) -> u8 {
+        // SAFETY: inside the mapping.
+        unsafe { self.at(index).add(offset).read_volatile() }
+    }
+
+    fn write(&self, index: usize, offset: usize, value: u8) {
         // SAFETY: inside the mapping, which nobody else writes.
-        unsafe { self.at(index).add(self.size / 2 + 1).write_volatile(value) }
+        unsafe { self.at(index).add(offset).write_volatile(value) }
     }
 
     fn register(&self, uffd: &Uffd, mode: RegisterMode) -> Ioctls {
         // SAFETY: the mapping is the test's own.
-        unsafe { uffd.register(self.at(0), self.len(), mode) }.unwrap()
+        unsafe { uffd.register(self.0, PAGES * HUGE, mode) }.unwrap()
+    }
+
+    fn page_of(&self, address: usize) -> usize {
+        (address - self.0 as usize) / HUGE
+    }
+
+    /// Drops the pages: of a file, for everybody.
+    fn empty(&self, advice: libc::c_int) {
+        // SAFETY: the mapping is the test's own.
+        let outcome = unsafe { libc::madvise(self.0.cast(), PAGES * HUGE, advice) };
+        assert_eq!(outcome, 0, "{}", Errno::last());
     }
 }
 
 impl Drop for Huge {
     fn drop(&mut self) {
         // SAFETY: nobody has pointers into it any more.
-        unsafe { munmap(self.start.cast(), self.len()) }.unwrap();
+        assert_eq!(unsafe { libc::munmap(self.0.cast(), PAGES * HUGE) }, 0);
     }
 }
 
-fn copy(uffd: &Uffd, huge: &Huge, index: usize, from: &[u8], mode: CopyMode) -> Option<Errno> {
-    assert_eq!(from.len(), huge.size);
-    // SAFETY: the mapping is the test's own, and the source one huge page.
-    unsafe { uffd.copy(huge.at(index), from.as_ptr(), huge.size, mode) }.errno()
+fn memfd() -> File {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_HUGETLB | libc::MFD_HUGE_2MB;
+    // SAFETY: the name is a C string; the descriptor is new and nobody else's.
+    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"uffd-test".as_ptr(), flags)) };
+    file.set_len((PAGES * HUGE) as u64).unwrap();
+    file
+}
+
+/// Memory of no file, of a file but private, and shared, with the advice that drops its pages.
+fn memories() -> [(Huge, libc::c_int); 3] {
+    let private = Huge::map(libc::MAP_PRIVATE, memfd().as_raw_fd());
+    [
+        (Huge::anonymous(), libc::MADV_DONTNEED),
+        (private, libc::MADV_DONTNEED),
+        (Huge::shared(&memfd()), libc::MADV_REMOVE),
+    ]
+}
+
+fn copy(uffd: &Uffd, memory: &Huge, index: usize, value: u8, mode: CopyMode) -> Option<Errno> {
+    let source = vec![value; HUGE];
+    // SAFETY: the mapping is the test's own, and the source one page long.
+    unsafe { uffd.copy(memory.at(index), source.as_ptr(), HUGE, mode) }.errno()
 }
 
 #[test]
@@ -154,58 +114,157 @@ fn missing_huge_pages_signal_once_each() {
     if !supported(Features::MISSING_HUGETLBFS) {
         return;
     }
-    let Some(reserved) = Reserved::new() else { return };
-    for flags in [MapFlags::MAP_SHARED, MapFlags::MAP_PRIVATE] {
-        let file = reserved.file().unwrap();
-        let (uffd, huge) = (open(Features::SIGBUS), reserved.map(&file, flags));
-        let possible = huge.register(&uffd, RegisterMode::MISSING);
-        assert!(possible.contains(Ioctls::COPY));
-        assert!(!possible.contains(Ioctls::ZEROPAGE), "there is no huge page of zeroes");
-        let content = reserved.content(9);
-        // SAFETY: the mapping is the test's own, and the source one huge page.
-        unsafe {
-            let zero = uffd.zeropage(huge.at(0), huge.size, ZeropageMode::DONTWAKE);
-            assert_nothing(zero, Errno::EINVAL);
-            let part = uffd.copy(huge.at(0), content.as_ptr(), page(), CopyMode::DONTWAKE);
-            assert_nothing(part, Errno::EINVAL);
+    let Some(_pool) = Pool::with(PAGES) else { return };
+    for (memory, advice) in memories() {
+        let uffd = open(Features::SIGBUS);
+        let offered = memory.register(&uffd, RegisterMode::MISSING);
+        assert!(offered.contains(Ioctls::WAKE | Ioctls::COPY));
+        assert!(!offered.intersects(Ioctls::ZEROPAGE | Ioctls::MOVE | Ioctls::CONTINUE));
+        for _ in 0..2 {
+            let signals = resolving(
+                |fault| {
+                    let index = memory.page_of(fault.address);
+                    assert_eq!((fault.address - memory.0 as usize) % HUGE, TOUCHED);
+                    let done = copy(&uffd, &memory, index, index as u8 + 1, CopyMode::DONTWAKE);
+                    assert_eq!(done, None);
+                },
+                || {
+                    for index in 0..PAGES {
+                        assert_eq!(memory.read(index, TOUCHED), index as u8 + 1);
+                        memory.write(index, HUGE - 1, 9);
+                        assert_eq!(memory.read(index, 0), index as u8 + 1);
+                    }
+                },
+            );
+            assert_eq!(signals, PAGES);
+            memory.empty(advice);
         }
-        let resolve = |fault| {
-            let index = huge.page_of(fault);
-            assert_eq!(copy(&uffd, &huge, index, &content, CopyMode::DONTWAKE), None);
-        };
-        let touch = || {
-            for index in 0..PAGES {
-                assert_eq!(huge.read(index), 9);
-                huge.write(index, 1);
-            }
-        };
-        assert_eq!(resolving(resolve, touch), PAGES, "{flags:?}");
-        assert_eq!(copy(&uffd, &huge, 0, &content, CopyMode::DONTWAKE), Some(Errno::EEXIST));
     }
 }
 
+#[test]
+fn what_does_not_work() {
+    if !supported(Features::MISSING_HUGETLBFS) {
+        return;
+    }
+    let Some(_pool) = Pool::exactly(PAGES) else { return };
+    for (memory, advice) in memories() {
+        let uffd = open(Features::SIGBUS);
+        memory.register(&uffd, RegisterMode::MISSING);
+        let (start, small) = (memory.at(0), vec![0u8; HUGE]);
+        // SAFETY: the mapping is the test's own, and the source long enough.
+        unsafe {
+            assert_nothing(uffd.zeropage(start, HUGE, ZeropageMode::empty()), Errno::EINVAL);
+            let part = uffd.copy(start, small.as_ptr(), page(), CopyMode::empty());
+            assert_nothing(part, Errno::EINVAL);
+        }
+        assert_eq!(copy(&uffd, &memory, 0, 1, CopyMode::empty()), None);
+        assert_eq!(copy(&uffd, &memory, 0, 1, CopyMode::empty()), Some(Errno::EEXIST));
+        // The pool is empty: ENOMEM, or EEXIST where the kernel has made a page table before it looked.
+        let rest = Huge::anonymous();
+        rest.register(&uffd, RegisterMode::MISSING);
+        assert_eq!(copy(&uffd, &memory, 1, 1, CopyMode::empty()), None);
+        assert_eq!(copy(&uffd, &memory, 2, 1, CopyMode::empty()), None);
+        let none = copy(&uffd, &rest, 0, 1, CopyMode::empty());
+        assert!(matches!(none, Some(Errno::ENOMEM | Errno::EEXIST)), "{none:?}");
+        drop(rest);
+        memory.empty(advice);
+    }
+}
+
+/// The first touch of a page, and the first write to it.
+#[test]
+fn huge_pages_can_be_write_protected() {
+    let features = Features::WP_HUGETLBFS_SHMEM | Features::PAGEFAULT_FLAG_WP;
+    if !supported(features | Features::MISSING_HUGETLBFS) {
+        return;
+    }
+    let Some(_pool) = Pool::with(PAGES) else { return };
+    for (memory, advice) in memories() {
+        let uffd = open(Features::SIGBUS | features);
+        let offered = memory.register(&uffd, RegisterMode::MISSING | RegisterMode::WP);
+        assert!(offered.contains(Ioctls::COPY | Ioctls::WRITEPROTECT));
+        let mode = CopyMode::DONTWAKE | CopyMode::WP;
+        let signals = resolving(
+            |fault| {
+                let index = memory.page_of(fault.address);
+                if let Some(errno) = copy(&uffd, &memory, index, 5, mode) {
+                    assert_eq!(errno, Errno::EEXIST);
+                    let at = memory.at(index);
+                    // SAFETY: the mapping is the test's own.
+                    unsafe { uffd.write_protect(at, HUGE, WriteProtectMode::DONTWAKE) }.unwrap();
+                }
+            },
+            || {
+                for index in 0..PAGES {
+                    assert_eq!(memory.read(index, 7), 5);
+                    memory.write(index, 8, 6);
+                    memory.write(index, HUGE - 1, 6);
+                    assert_eq!((memory.read(index, 7), memory.read(index, 8)), (5, 6));
+                }
+            },
+        );
+        assert_eq!(signals, 2 * PAGES);
+        memory.empty(advice);
+    }
+}
+
+/// Pages that the file has and the mapping has not, changed by the handler before they are mapped.
 #[test]
 fn minor_faults_of_huge_pages_are_continued() {
     if !supported(Features::MINOR_HUGETLBFS) {
         return;
     }
-    let Some(reserved) = Reserved::new() else { return };
-    let file = reserved.file().unwrap();
-    let (huge, alias) =
-        (reserved.map(&file, MapFlags::MAP_SHARED), reserved.map(&file, MapFlags::MAP_SHARED));
-    (0..PAGES).for_each(|index| alias.write(index, index as u8 + 5));
+    let Some(_pool) = Pool::with(PAGES) else { return };
+    let file = memfd();
+    let (memory, alias) = (Huge::shared(&file), Huge::shared(&file));
+    (0..PAGES).for_each(|index| alias.write(index, 99, index as u8));
     let uffd = open(Features::SIGBUS | Features::MINOR_HUGETLBFS);
-    assert!(huge.register(&uffd, RegisterMode::MINOR).contains(Ioctls::CONTINUE));
-    let resolve = |fault| {
-        let at = huge.at(huge.page_of(fault));
-        // SAFETY: the mapping is the test's own.
-        let mapped = unsafe { uffd.r#continue(at, huge.size, ContinueMode::DONTWAKE) };
-        assert_eq!(mapped.into_result(), Ok(huge.size));
-    };
-    let touch = || assert_eq!((huge.read(0), huge.read(1)), (5, 6));
-    assert_eq!(resolving(resolve, touch), PAGES);
-    huge.write(0, 7);
-    assert_eq!(alias.read(0), 7, "it is the page that the file has");
+    let offered = memory.register(&uffd, RegisterMode::MINOR);
+    assert!(offered.contains(Ioctls::CONTINUE));
+    let signals = resolving(
+        |fault| {
+            let index = memory.page_of(fault.address);
+            alias.write(index, 99, !alias.read(index, 99));
+            let mode = ContinueMode::DONTWAKE;
+            // SAFETY: the mapping is the test's own.
+            let mapped = unsafe { uffd.r#continue(memory.at(index), HUGE, mode) };
+            assert_eq!(mapped.into_result(), Ok(HUGE));
+        },
+        || (0..PAGES).for_each(|index| assert_eq!(memory.read(index, 99), !(index as u8))),
+    );
+    assert_eq!(signals, PAGES);
+    memory.write(0, 99, 7);
+    assert_eq!(alias.read(0, 99), 7, "it is the page that the file has");
+    // SAFETY: as above.
+    let again = unsafe { uffd.r#continue(memory.at(0), HUGE, ContinueMode::empty()) };
+    assert_nothing(again, Errno::EEXIST);
+}
+
+/// Missing and minor faults of one mapping: which it is, the kernel's answers tell.
+#[test]
+fn missing_and_minor_faults_of_one_mapping() {
+    if !supported(Features::MISSING_HUGETLBFS | Features::MINOR_HUGETLBFS) {
+        return;
+    }
+    let Some(_pool) = Pool::with(PAGES) else { return };
+    let file = memfd();
+    let (memory, alias) = (Huge::shared(&file), Huge::shared(&file));
+    alias.write(1, 0, 8);
+    let uffd = open(Features::SIGBUS);
+    memory.register(&uffd, RegisterMode::MISSING | RegisterMode::MINOR);
+    let signals = resolving(
+        |fault| {
+            let index = memory.page_of(fault.address);
+            // SAFETY: the mapping is the test's own.
+            let mapped = unsafe { uffd.r#continue(memory.at(index), HUGE, ContinueMode::DONTWAKE) };
+            if mapped.errno() == Some(Errno::EFAULT) {
+                assert_eq!(copy(&uffd, &memory, index, 3, CopyMode::DONTWAKE), None);
+            }
+        },
+        || assert_eq!([0, 1, 2].map(|index| memory.read(index, 0)), [3, 8, 3]),
+    );
+    assert_eq!(signals, PAGES);
 }
 
 /// The kind of the fault, where it is an event.
@@ -214,22 +273,21 @@ fn huge_pages_have_events_too() {
     if !supported(Features::MISSING_HUGETLBFS | Features::MINOR_HUGETLBFS) {
         return;
     }
-    let Some(reserved) = Reserved::new() else { return };
+    let Some(_pool) = Pool::with(1) else { return };
     const KIND: PagefaultFlags = PagefaultFlags::MINOR.union(PagefaultFlags::WP);
     let modes = [
         (RegisterMode::MISSING, PagefaultFlags::empty()),
         (RegisterMode::MINOR, PagefaultFlags::MINOR),
     ];
     for (mode, kind) in modes {
-        let file = reserved.file().unwrap();
-        let flags = MapFlags::MAP_SHARED;
-        let (huge, alias) = (reserved.map(&file, flags), reserved.map(&file, flags));
+        let file = memfd();
+        let (memory, alias) = (Huge::shared(&file), Huge::shared(&file));
         if mode == RegisterMode::MINOR {
-            alias.write(0, 0);
+            alias.write(0, 0, 0);
         }
         let uffd = open(Features::EXACT_ADDRESS);
-        huge.register(&uffd, mode);
-        let address = huge.at(0) as usize + huge.size / 2 + 1;
+        memory.register(&uffd, mode);
+        let address = memory.at(0) as usize + TOUCHED;
         std::thread::scope(|scope| {
             // SAFETY: inside the mapping.
             let reader = scope.spawn(move || unsafe { (address as *const u8).read_volatile() });
@@ -239,9 +297,9 @@ fn huge_pages_have_events_too() {
             assert_eq!(unsafe { libc::poll(&raw mut queued, 1, 10_000) }, 1, "no event");
             let event = uffd.read_event().unwrap();
             // SAFETY: the mapping is the test's own, and the reader finds zeroes.
-            unsafe { uffd.unregister(huge.at(0), huge.len()) }.unwrap();
+            unsafe { uffd.unregister(memory.at(0), PAGES * HUGE) }.unwrap();
             // Unregistering wakes those who wait for a missing page only.
-            uffd.wake(huge.at(0), huge.len()).unwrap();
+            uffd.wake(memory.at(0), PAGES * HUGE).unwrap();
             assert_eq!(reader.join().unwrap(), 0);
             match event {
                 Some(Event::Pagefault { address: touched, flags, .. }) => {
@@ -253,57 +311,27 @@ fn huge_pages_have_events_too() {
     }
 }
 
-#[test]
-fn huge_pages_can_be_write_protected() {
-    if !supported(Features::WP_HUGETLBFS_SHMEM) {
-        return;
-    }
-    let Some(reserved) = Reserved::new() else { return };
-    for flags in [MapFlags::MAP_SHARED, MapFlags::MAP_PRIVATE] {
-        let file = reserved.file().unwrap();
-        let uffd = open(Features::SIGBUS | Features::WP_HUGETLBFS_SHMEM);
-        let huge = reserved.map(&file, flags);
-        let possible = huge.register(&uffd, RegisterMode::MISSING | RegisterMode::WP);
-        assert!(possible.contains(Ioctls::WRITEPROTECT));
-        let content = reserved.content(3);
-        let mode = CopyMode::DONTWAKE | CopyMode::WP;
-        let resolve = |fault| match copy(&uffd, &huge, huge.page_of(fault), &content, mode) {
-            None => {}
-            Some(errno) => {
-                assert_eq!(errno, Errno::EEXIST);
-                let at = huge.at(huge.page_of(fault));
-                let mode = WriteProtectMode::DONTWAKE;
-                // SAFETY: the mapping is the test's own.
-                unsafe { uffd.write_protect(at, huge.size, mode) }.unwrap();
-            }
-        };
-        let touch = || {
-            for index in 0..PAGES {
-                assert_eq!(huge.read(index), 3);
-                huge.write(index, 4);
-                assert_eq!(huge.read(index), 4);
-            }
-        };
-        assert_eq!(resolving(resolve, touch), 2 * PAGES, "{flags:?}");
-    }
-}
-
+/// They signal until they are filled.
 #[test]
 fn huge_pages_can_be_poisoned() {
-    if !supported(Features::POISON) {
+    if !supported(Features::POISON | Features::MISSING_HUGETLBFS) {
         return;
     }
-    let Some(reserved) = Reserved::new() else { return };
-    let file = reserved.file().unwrap();
-    let (uffd, huge) = (open(Features::SIGBUS), reserved.map(&file, MapFlags::MAP_SHARED));
-    huge.register(&uffd, RegisterMode::MISSING);
-    // SAFETY: the mapping is the test's own.
-    let poisoned = unsafe { uffd.poison(huge.at(0), huge.size, PoisonMode::DONTWAKE) };
-    assert_eq!(poisoned.into_result(), Ok(huge.size));
-    let content = reserved.content(2);
-    let heal = |fault: Fault| {
-        assert!([libc::BUS_MCEERR_AR, libc::BUS_ADRERR].contains(&fault.code), "{fault:?}");
-        assert_eq!(copy(&uffd, &huge, 0, &content, CopyMode::DONTWAKE), None);
-    };
-    assert_eq!(resolving(heal, || assert_eq!(huge.read(0), 2)), 1);
+    let Some(_pool) = Pool::with(1) else { return };
+    for (memory, advice) in memories() {
+        let uffd = open(Features::SIGBUS);
+        memory.register(&uffd, RegisterMode::MISSING);
+        // SAFETY: the mapping is the test's own.
+        let poisoned = unsafe { uffd.poison(memory.at(0), HUGE, PoisonMode::DONTWAKE) };
+        assert_eq!(poisoned.into_result(), Ok(HUGE));
+        let signals = resolving(
+            |fault| {
+                assert!([libc::BUS_MCEERR_AR, libc::BUS_ADRERR].contains(&fault.code), "{fault:?}");
+                assert_eq!(copy(&uffd, &memory, 0, 4, CopyMode::DONTWAKE), None);
+            },
+            || assert_eq!(memory.read(0, 5), 4),
+        );
+        assert_eq!(signals, 1);
+        memory.empty(advice);
+    }
 }

@@ -234,8 +234,8 @@ impl Adopter {
     }
 }
 
-/// Protects pages of a chunk, all of them present, as its owner; those beside them may be protected as well if
-/// `all` may be.
+/// Protects pages of a chunk, all of them present, as its owner; those beside them may be protected
+/// as well if `all` may be.
 pub(super) fn protect_set(
     region: &Region,
     chunk: &Chunk<'_>,

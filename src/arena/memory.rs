@@ -82,7 +82,8 @@ impl<'a> ArenaBuilder<'a> {
     ///   [`Arena::measure`](super::Arena::measure) take on those of others that this process has
     ///   mapped. Zeroes that are only read are memory here.
     /// - [`Arena::discard`](super::Arena::discard) and [`Arena::reset`](super::Arena::reset) give pages
-    ///   back for everybody, whoever installed them. Other processes go on counting them until they measure, or touch them again.
+    ///   back for everybody, whoever installed them. Other processes go on counting them until they
+    ///   measure, or touch them again.
     /// - A process that dies leaves what it installed to the others.
     /// - A forked child shares the memory with its parent, and begins with its parent's counters
     ///   ([`OnFork::Inherit`](crate::OnFork::Inherit)), or must not touch it

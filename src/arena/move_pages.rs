@@ -75,9 +75,9 @@ impl Arena {
     /// - [`ErrorKind::BudgetExhausted`]: the target's budget has no room, or the source's none for untouched
     ///   pages that have to be populated.
     /// - [`ErrorKind::TemplateUnreadable`]: the same pages, if they cannot be read.
-    /// - [`ErrorKind::Os`]: with `EINVAL`, part of a range is locked in memory (mlock(2)); with `ENOMEM`, there
-    ///   is no memory or no mapping; with [`Operation::OpenMemory`], pages cannot be copied without
-    ///   userfaultfd.
+    /// - [`ErrorKind::Os`]: with `EINVAL`, part of a range is locked in memory (mlock(2)); with
+    ///   `ENOMEM`, there is no memory or no mapping; with [`Operation::OpenMemory`], pages cannot
+    ///   be copied without userfaultfd.
     /// - [`ErrorKind::NotInherited`]: a forked child must not touch one of the arenas.
     /// - [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: see [`Arena`].
     ///

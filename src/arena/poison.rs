@@ -3,8 +3,9 @@
 //! A bit for each page in the tables, and nothing of the kernel's: a missing page of an arena raises its
 //! signal in any case, and the handler looks at the bits. The markers of UFFDIO_POISON would add that a
 //! child forked by a raw clone(2) has a signal too. They cost time for each page and a page table for
-//! each 2 MiB, where the bits cost 64 bytes; MADV_DONTNEED and UFFDIO_COPY drop them, so that they could not be
-//! what is relied on; and the kernel shows them as swapped pages where it is asked what is memory.
+//! each 2 MiB, where the bits cost 64 bytes; MADV_DONTNEED and UFFDIO_COPY drop them, so that they
+//! could not be what is relied on; and the kernel shows them as swapped pages where it is asked
+//! what is memory.
 
 use super::discard::empty_part;
 use super::{Arena, inherit};

@@ -1,8 +1,8 @@
 //! Coming back to the checkpoint.
 //!
-//! Pages are written by ordinary stores, outside of their chunk: should one have been dropped behind our back,
-//! the store faults, and that must not happen to a thread that a fork waits for. What changes which pages are
-//! present or protected is done as the chunk's owner.
+//! Pages are written by ordinary stores, outside of their chunk: should one have been dropped
+//! behind our back, the store faults, and that must not happen to a thread that a fork waits for.
+//! What changes which pages are present or protected is done as the chunk's owner.
 
 use super::Arena;
 use super::checkpoint::protect_set;
@@ -24,15 +24,15 @@ use core::ops::Range;
 use core::ptr;
 
 impl Arena {
-    /// Brings everything back to the [`checkpoint`](Self::checkpoint), which stays: what was written is restored,
-    /// what was discarded is present again, and what was not present then is given back. It costs in
-    /// proportion to what was written, with [`Tracking::Kernel`](crate::Tracking::Kernel) plus a scan of
-    /// what is present.
+    /// Brings everything back to the [`checkpoint`](Self::checkpoint), which stays: what was
+    /// written is restored, what was discarded is present again, and what was not present then is
+    /// given back. It costs in proportion to what was written, with
+    /// [`Tracking::Kernel`](crate::Tracking::Kernel) plus a scan of what is present.
     ///
     /// A page that was written in two rounds running, from one rollback to the next, is *hot*: it stays
     /// present and unprotected from then on, and is compared and restored each time, so that a workload that
-    /// writes the same pages each round pays neither faults nor system calls for them. A hot page that a round
-    /// did not write is watched again.
+    /// writes the same pages each round pays neither faults nor system calls for them. A hot page
+    /// that a round did not write is watched again.
     ///
     /// Pages past a limit that was lowered since come back as well. Budget is needed for those pages alone
     /// that were discarded.
@@ -41,8 +41,8 @@ impl Arena {
     /// If it fails half-way, some pages are restored and the rest are not; it can be called again.
     /// - [`ErrorKind::NoCheckpoint`]: there is none.
     /// - [`ErrorKind::BudgetExhausted`]: the budget has no room for what was discarded.
-    /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory. With `EINVAL`: what is to be given back is locked
-    ///   in memory (mlock(2)).
+    /// - [`ErrorKind::Os`] with `ENOMEM`: there is no memory. With `EINVAL`: what is to be given
+    ///   back is locked in memory (mlock(2)).
     /// - [`ErrorKind::Os`] with `EMFILE` or another: `/proc/self/pagemap` cannot be read.
     /// - [`ErrorKind::NotInherited`], [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: see
     ///   [`Arena`].

@@ -9,8 +9,9 @@ use std::sync::Arc;
 /// The present parts of an arena, as byte ranges in order; from [`Arena::populated`].
 ///
 /// It costs in proportion to what is present. Which pages of a lent chunk are there is asked of the
-/// kernel; if it does not tell, they count as present, all of them. Runs never touch each other. While other threads
-/// touch or discard, it shows each 2 MiB chunk as it was at some moment of the walk.
+/// kernel; if it does not tell, they count as present, all of them. Runs never touch each other.
+/// While other threads touch or discard, it shows each 2 MiB chunk as it was at some moment of the
+/// walk.
 #[derive(Clone, Debug)]
 pub struct Populated<'a> {
     arena: &'a Arena,

@@ -38,8 +38,9 @@ impl Arena {
     ///
     /// If the file has an image already, only the pages that differ from it are written: a save costs
     /// reading what is present, and writing what has changed. If the template is the image in this very
-    /// file, what has not been touched is not even read. A file that is empty gets its first image; one that has
-    /// anything else in it is refused, also what is left of a first save that was interrupted: truncate it.
+    /// file, what has not been touched is not even read. A file that is empty gets its first image;
+    /// one that has anything else in it is refused, also what is left of a first save that was
+    /// interrupted: truncate it.
     ///
     /// **At any moment the file has the old image or the new one, whole**, whatever kills the process, and
     /// when the power fails: fdatasync(2) is called before the change and after it. A file that is new also
@@ -64,14 +65,15 @@ impl Arena {
     /// # Errors
     /// - [`ErrorKind::NotAnImage`]: the file has something else in it. [`ErrorKind::ImageDamaged`],
     ///   [`ErrorKind::ImageVersion`], [`ErrorKind::ImageOfOtherMachine`]: its image cannot be changed.
-    /// - [`ErrorKind::ImageBusy`]: another thread or process is saving to the file, or has a lock on all of it
-    ///   (fcntl(2)).
+    /// - [`ErrorKind::ImageBusy`]: another thread or process is saving to the file, or has a lock
+    ///   on all of it (fcntl(2)).
     /// - [`ErrorKind::Conflict`]: the arena is of huge pages (hugetlbfs) or shared memory.
     /// - [`ErrorKind::TemplateIsFunction`], [`ErrorKind::FillTooLong`] (more than 2048 bytes): no image can
     ///   hold what untouched pages contain.
     /// - [`ErrorKind::TemplateUnreadable`]: the template's file shrank or its device failed.
-    /// - [`ErrorKind::Os`] with `EBADF`: the file is not open for reading and writing. With `ENOSPC`, `EDQUOT`,
-    ///   `EFBIG`, `EIO`: it cannot be written. With `EFAULT`: a page that is present cannot be read.
+    /// - [`ErrorKind::Os`] with `EBADF`: the file is not open for reading and writing. With
+    ///   `ENOSPC`, `EDQUOT`, `EFBIG`, `EIO`: it cannot be written. With `EFAULT`: a page that is
+    ///   present cannot be read.
     /// - [`ErrorKind::NotInherited`], [`ErrorKind::ForkedWithoutHooks`], [`ErrorKind::NotRearmed`]: see
     ///   [`Arena`].
     ///

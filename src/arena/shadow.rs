@@ -72,8 +72,8 @@ impl Arena {
         }
     }
 
-    /// Exchanges what the checkpoint lies in. The caller has locked the checkpoint, and keeps forks waiting: a
-    /// child must not find it half exchanged, or unmapped already.
+    /// Exchanges what the checkpoint lies in. The caller has locked the checkpoint, and keeps forks
+    /// waiting: a child must not find it half exchanged, or unmapped already.
     fn replace(&self, new: Option<Shadow>) -> Option<Shadow> {
         // SAFETY: whoever holds the lock is the only one to look.
         self.checkpoint.with_mut(|it| unsafe { core::mem::replace(&mut *it, new) })

@@ -22,8 +22,9 @@ pub struct Stats {
     /// Bytes of memory that lacuna installed.
     pub resident_bytes: usize,
     /// Bytes that the kernel may turn into memory by itself: pages that were only read so far and
-    /// show its zero page or a [shared](crate::Template::shared) image's, and lent chunks. They are charged to the budget like resident ones.
-    /// [`Arena::measure`](crate::Arena::measure) moves to `resident_bytes` what has become memory.
+    /// show its zero page or a [shared](crate::Template::shared) image's, and lent chunks. They are
+    /// charged to the budget like resident ones. [`Arena::measure`](crate::Arena::measure) moves to
+    /// `resident_bytes` what has become memory.
     pub lent_bytes: usize,
     /// Bytes that are poisoned ([`Arena::poison`](crate::Arena::poison)).
     pub poisoned_bytes: usize,

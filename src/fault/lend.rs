@@ -1,6 +1,6 @@
-//! Lending: a chunk of zeroes, or of a shared image, that keeps faulting here and there is unregistered, so that the kernel
-//! fills it by itself, and charged as a whole; and recalling: it is registered again, and charged
-//! for what it has become.
+//! Lending: a chunk of zeroes, or of a shared image, that keeps faulting here and there is
+//! unregistered, so that the kernel fills it by itself, and charged as a whole; and recalling: it
+//! is registered again, and charged for what it has become.
 //!
 //! A lent chunk in the midst of others that are not splits a mapping in three. The kernel has a
 //! limit on mappings, shared with the whole process, so lending stops at a share of it.

@@ -8,8 +8,9 @@
 //! The life of a fault, from the names: [`handler`] is called; [`decode`] says where and how the
 //! memory was touched; [`registry`] finds the [`region`]; [`resolve`] decides, with the [`window`]
 //! and the [`ledger`]; [`fill`] installs pages from their [`source`]; [`tables`] ([`chunk`] states,
-//! page [`bits`], [`summary`]) remember them, and the [`log`] their order while that is recorded. What must not be resolved is a [`violation`]; what is
-//! not ours goes down the [`chain`] to what lies beneath our handler, in [`layers`].
+//! page [`bits`], [`summary`]) remember them, and the [`log`] their order while that is recorded.
+//! What must not be resolved is a [`violation`]; what is not ours goes down the [`chain`] to what
+//! lies beneath our handler, in [`layers`].
 
 #![cfg_attr(
     not(test),

@@ -74,9 +74,9 @@ impl Pagemap {
         self.descriptor
     }
 
-    /// Visits runs of pages of the reservation, in order, that cover those among `pages` which are present and
-    /// not write-protected; what is absent may be visited too. The region is registered for that with
-    /// [`Tracking::Kernel`](super::track::Tracking::Kernel).
+    /// Visits runs of pages of the reservation, in order, that cover those among `pages` which are
+    /// present and not write-protected; what is absent may be visited too. The region is registered
+    /// for that with [`Tracking::Kernel`](super::track::Tracking::Kernel).
     ///
     /// `quick` asks for nothing else, for which the kernel has a way that is many times faster.
     pub(crate) fn visit_written(

@@ -106,7 +106,8 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     }
 }
 
-/// Whether what a fault was refused for can be had from elsewhere, or as the chunk's owner: then the instruction runs again.
+/// Whether what a fault was refused for can be had from elsewhere, or as the chunk's owner: then
+/// the instruction runs again.
 #[cold]
 #[inline(never)]
 fn make_room(region: &Region, page: usize, refusal: Refusal) -> bool {

@@ -26,8 +26,8 @@ pub(crate) enum Content {
     Generated,
 }
 
-/// Where the pages of an arena come from, in pages of the arena's size. The memory behind the pointers belongs to the arena's
-/// template and outlives the region.
+/// Where the pages of an arena come from, in pages of the arena's size. The memory behind the
+/// pointers belongs to the arena's template and outlives the region.
 #[derive(Clone, Copy)]
 pub(crate) enum Source {
     Zero,

@@ -260,8 +260,8 @@ fn touch(region: &Region, index: usize) {
     }
 }
 
-/// How `pages` pages from `page` on are installed while there is a checkpoint: protected, so that nothing but a
-/// write counts as one. One that counts as written already need not be.
+/// How `pages` pages from `page` on are installed while there is a checkpoint: protected, so that
+/// nothing but a write counts as one. One that counts as written already need not be.
 #[cold]
 #[inline(never)]
 pub(super) fn copy_mode(region: &Region, page: usize, pages: usize) -> CopyMode {

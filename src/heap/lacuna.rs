@@ -79,9 +79,9 @@ impl Lacuna {
         self
     }
 
-    /// Whether touching a large block (more than 128 KiB) after it was freed is a violation, whose line has the
-    /// heap's name and the block's size; not so by default. The same goes for the old address of a block
-    /// that was moved in growing.
+    /// Whether touching a large block (more than 128 KiB) after it was freed is a violation, whose
+    /// line has the heap's name and the block's size; not so by default. The same goes for the old
+    /// address of a block that was moved in growing.
     ///
     /// A freed block gives its memory back at once, and its address space is kept out of use: up to 1 GiB in
     /// all and 1,024 blocks in the process, those that were freed last, or until an allocation finds no room.
@@ -89,9 +89,10 @@ impl Lacuna {
     /// so long that others have its address, nothing is noticed.
     ///
     /// It is for finding bugs: freed memory is not reused without going to the system and back, and a page
-    /// table stays for each 2 MiB. Its touches raise SIGSEGV, for which lacuna's handler is installed when the
-    /// first block is freed; system calls find EFAULT. Forked children inherit it. It rests on
-    /// `MADV_GUARD_INSTALL` (madvise(2), since Linux 6.13); before that, each freed block takes a mapping.
+    /// table stays for each 2 MiB. Its touches raise SIGSEGV, for which lacuna's handler is
+    /// installed when the first block is freed; system calls find EFAULT. Forked children inherit
+    /// it. It rests on `MADV_GUARD_INSTALL` (madvise(2), since Linux 6.13); before that, each freed
+    /// block takes a mapping.
     ///
     /// ```
     /// static HEAP: lacuna::Lacuna = lacuna::Lacuna::new().poison_freed(true);

@@ -326,8 +326,8 @@ impl Model {
     }
 
     /// Bytes of memory that the kernel has for the arena: the pages that are there and exclusively
-    /// this process's, which the zero page is not, nor a page of a file. Far cheaper than what smaps tells, which must be
-    /// the same in the end.
+    /// this process's, which the zero page is not, nor a page of a file. Far cheaper than what
+    /// smaps tells, which must be the same in the end.
     fn memory(&self) -> usize {
         const MEMORY: u64 = 1 << 63 | 1 << 56;
         const FILE: u64 = 1 << 61;

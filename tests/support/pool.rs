@@ -2,10 +2,12 @@
 
 #![allow(dead_code, reason = "every test file uses a part of this module")]
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
@@ -13,12 +15,22 @@ const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 /// Bytes of a huge page.
 pub(crate) const HUGE: usize = 2 << 20;
 
-/// Pages set aside beyond those that there were, until it is dropped. One test at a time has one, in
-/// all test binaries.
+/// Sets `$1` pages aside and says so, until it is told to, or whoever started it is gone: then it puts as
+/// many back as there are more, since others may have changed the number meanwhile. Its standard error is
+/// the lock.
+const GUARDIAN: &str = "
+    before=$(cat nr_hugepages)
+    { echo $((before + $1)) > nr_hugepages; } 2> /dev/null && echo set || echo denied
+    added=$(($(cat nr_hugepages) - before))
+    read -r line
+    [ $added -le 0 ] || echo $(($(cat nr_hugepages) - added)) > nr_hugepages";
+
+/// Pages set aside beyond those that there were, until it is dropped or its process has died. One test
+/// at a time has one, in all test binaries.
 pub(crate) struct Pool {
-    /// How many they are.
-    added: usize,
-    /// None in a child, whose parent has set the pages aside.
+    /// A process, since a test that is killed does not tidy up. None if there is nothing to put back: no
+    /// page was set aside, or by the parent of this process.
+    guardian: Option<Child>,
     lock: Option<File>,
 }
 
@@ -34,10 +46,6 @@ pub(crate) fn number(name: &str) -> usize {
 pub(crate) fn available() -> usize {
     let more = number("nr_overcommit_hugepages").saturating_sub(number("surplus_hugepages"));
     number("free_hugepages").saturating_sub(number("resv_hugepages")) + more
-}
-
-fn set(pages: usize) -> std::io::Result<()> {
-    std::fs::write(Path::new(POOL).join("nr_hugepages"), pages.to_string())
 }
 
 /// How long a test waits for huge pages of somebody else's to be used or given back.
@@ -56,10 +64,10 @@ impl Pool {
 
     fn arrange(pages: usize, exactly: bool) -> Option<Self> {
         if std::env::var_os("LACUNA_TEST_ROLE").is_some() {
-            return Some(Self { added: 0, lock: None });
+            return Some(Self { guardian: None, lock: None });
         }
         let Some(lock) = lock() else {
-            not_run("the lock on the huge pages belongs to another user");
+            not_run("this kernel has no huge pages of 2 MiB (hugetlbfs)");
             return None;
         };
         let start = Instant::now();
@@ -70,26 +78,48 @@ impl Pool {
             not_run("somebody else's huge pages are free on this machine");
             return None;
         }
-        let mut pool = Self { added: 0, lock: Some(lock) };
-        let before = number("nr_hugepages");
-        if pages > 0 && set(before + pages).is_err() {
+        let mut pool = Self { guardian: None, lock: Some(lock) };
+        if pages > 0 && !pool.set_aside(pages) && available() < pages {
             not_run("huge pages cannot be set aside here (nr_hugepages needs root)");
             return None;
         }
-        pool.added = number("nr_hugepages").saturating_sub(before);
         if available() < pages || exactly && available() != pages {
             not_run("the system has not so many huge pages to give");
             return None;
         }
         Some(pool)
     }
+
+    /// False if that is not allowed.
+    fn set_aside(&mut self, pages: usize) -> bool {
+        let lock = self.lock.as_ref().and_then(|lock| lock.try_clone().ok());
+        let mut guardian = Command::new("sh")
+            .args(["-c", GUARDIAN, "sh", &pages.to_string()])
+            .current_dir(POOL)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(lock.expect("the lock is there"))
+            // What is sent to the test's group, by a terminal or a timeout, is not for it.
+            .process_group(0)
+            .spawn()
+            .expect("sh starts");
+        let mut said = String::new();
+        let output = guardian.stdout.take().expect("it is piped");
+        let read = BufReader::new(output).read_line(&mut said);
+        self.guardian = Some(guardian);
+        read.is_ok() && said == "set\n"
+    }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // As many fewer as there are more, since others may have changed the number meanwhile.
-        if self.added > 0 {
-            let _ = set(number("nr_hugepages").saturating_sub(self.added));
+        let Some(mut guardian) = self.guardian.take() else { return };
+        // Said, not only closed: a forked child may have the pipe too.
+        let told =
+            guardian.stdin.take().is_some_and(|mut input| input.write_all(b"done\n").is_ok());
+        let ended = guardian.wait();
+        if !std::thread::panicking() {
+            assert!(told && ended.is_ok(), "huge pages may be left: {ended:?}");
         }
     }
 }
@@ -100,10 +130,9 @@ fn not_run(why: &str) {
     std::io::stderr().write_all(format!("NOT RUN: {test}: {why}\n").as_bytes()).unwrap();
 }
 
-/// A lock on the pool, between processes.
+/// A lock on the pool, between threads and processes, of any user: that of the kernel's file itself.
 fn lock() -> Option<File> {
-    let path = std::env::temp_dir().join("lacuna-huge-pages.lock");
-    let file = OpenOptions::new().create(true).append(true).open(path).ok()?;
+    let file = File::open(Path::new(POOL).join("nr_hugepages")).ok()?;
     // SAFETY: locking touches no memory.
     assert_eq!(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) }, 0);
     Some(file)

@@ -32,8 +32,8 @@ pub(crate) struct StoredImage {
 impl Template {
     /// The arena that was saved to `file`, see [`Arena::save`](crate::Arena::save): its pages are read one
     /// by one as they are touched, so bringing up an image costs in proportion to what is touched, and
-    /// reading 136 bytes for each 2 MiB that the image has something in. The arena must not be shorter than the one that was
-    /// saved; in a longer one, what was absent goes on.
+    /// reading 136 bytes for each 2 MiB that the image has something in. The arena must not be
+    /// shorter than the one that was saved; in a longer one, what was absent goes on.
     ///
     /// Pages are not verified; [`ImageInfo::verify`](crate::ImageInfo::verify) does that. While the
     /// template lives, somebody may save to the file: the first such save changes nothing here, and after
