@@ -26,6 +26,9 @@ LACUNA_STATS=1 "$job" README.md 2>&1 > /dev/null | grep 'heap "global"'
 echo "-- coroutines on stacks in an arena"
 target/release/examples/coroutines | grep 'all of them have returned'
 
+echo "-- a pool of small machines"
+target/release/examples/instance_pool | grep '1000 requests by 2 threads .* no marks of others'
+
 echo "-- an image that is started warm"
 target/release/examples/warm_start --quick | grep 'all starts gave the same answers'
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The README's test command, and the tests that mean something else when optimised. No test may be
-# ignored, and none may say that it did not test anything.
+# ignored, and none may say that it did not test anything. What only an administrator can grant (huge pages,
+# swap) says NOT RUN where it is not granted: that is told, and no failure.
 set -euo pipefail
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -11,6 +12,7 @@ check() {
         echo "a test did not run"
         exit 1
     fi
+    grep 'NOT RUN' "$log" | sort -u || true
 }
 
 # The soak takes 20 seconds where nobody says otherwise.

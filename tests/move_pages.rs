@@ -356,8 +356,7 @@ fn others_touch_the_chunks_meanwhile() {
     let _watchdog = Watchdog::new("others_touch_the_chunks_meanwhile", 120);
     let (one, two) = two();
     std::thread::scope(|scope| {
-        // Two movers, opposite ways, of pages that nobody else touches; others beside them in the
-        // same chunks.
+        // Two movers, opposite ways, of pages that nobody else touches; others beside them in the same chunks.
         for (from, to, first) in [(&one, &two, 0), (&two, &one, 100)] {
             scope.spawn(move || {
                 for round in 0..200 {

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A system call failed; [`Error::errno`] says how.
+    /// A system call failed; [`Error::errno`](crate::Error::errno) says how.
     Os,
     /// A length of zero was given where something must have a size.
     ZeroLength,

@@ -8,7 +8,9 @@
 //! Two threads serve the requests. Each answer is checked against one computed without the machine; and
 //! the program leaves marks in its memory, which no other request may ever see.
 
+#[path = "instance_pool/machine.rs"]
 mod machine;
+#[path = "instance_pool/program.rs"]
 mod program;
 
 use lacuna::{Instance, Pool, Template};
