@@ -23,8 +23,8 @@ pub fn config() -> Config {
 
 /// Makes memories that start as the pool's image.
 ///
-/// An engine has one creator for all its modules, and this one has one pool. A host of many programs
-/// has an engine for each, or makes their memories with `Memory::new` and has them import those.
+/// An engine has one creator for all its modules, and this one has one pool: a host of many programs has an
+/// engine for each. The engine's configuration must be [`config`]'s; the creator sees only part of it.
 pub struct Creator(pub Pool);
 
 // SAFETY: what it makes is as asked for, or an error; see `Guest`.
