@@ -369,6 +369,45 @@ fn a_budget_is_needed_for_what_was_discarded() {
 }
 
 #[test]
+fn one_that_failed_half_way_can_be_repeated() {
+    both(|tracking| {
+        let builder = builder(100 * CHUNK, tracking).window(Window::Pages(1));
+        let arena = builder.budget(16 * page()).reserve().unwrap();
+        // A page in each of many chunks; between them are those that come later.
+        let (held, new) = (|at: usize| 8 * at * CHUNK, |at: usize| (8 * at + 4) * CHUNK);
+        (0..12).for_each(|at| store(&arena, held(at), 7));
+        arena.checkpoint().unwrap();
+        let round = || {
+            (0..12).filter(|at| at % 3 != 0).for_each(|at| {
+                discard(&arena, held(at)..held(at) + page());
+            });
+            (0..8).for_each(|at| store(&arena, new(at), 1));
+            (0..12).step_by(3).for_each(|at| store(&arena, held(at) + 1, 1));
+        };
+        round();
+        rollback(&arena);
+        round();
+        // The new ones are hot now, and stay.
+        // SAFETY: nobody has a reference into the arena.
+        let error = unsafe { arena.rollback() }.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BudgetExhausted);
+        (0..8).for_each(|at| discard(&arena, new(at)..new(at) + page()));
+        rollback(&arena);
+        assert_eq!(written(&arena), []);
+        (0..12).for_each(|at| {
+            assert_eq!((load(&arena, held(at)), load(&arena, held(at) + 1)), (7, 0));
+        });
+        assert_measured(&arena);
+        // Each is watched.
+        (0..12).for_each(|at| store(&arena, held(at), 1));
+        assert_eq!(written(&arena), Vec::from_iter((0..12).map(|at| held(at) / page())));
+        rollback(&arena);
+        (0..12).for_each(|at| assert_eq!(load(&arena, held(at)), 7));
+        (0..4).for_each(|at| assert_eq!(load(&arena, new(at)), 0));
+    });
+}
+
+#[test]
 fn without_a_checkpoint_it_is_an_error() {
     both(|tracking| {
         let arena = builder(CHUNK, tracking).reserve().unwrap();

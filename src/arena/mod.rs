@@ -24,6 +24,7 @@ mod registrar;
 mod relocate;
 mod replay;
 mod reset;
+mod restore;
 mod rollback;
 mod runs;
 mod save;

@@ -6,6 +6,7 @@
 
 use super::Arena;
 use super::checkpoint::protect_set;
+use super::restore::{Plan, Restored};
 use crate::Errno;
 use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
@@ -15,9 +16,7 @@ use crate::fault::lend::is_exhausted;
 use crate::fault::region::Region;
 use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
-use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
-use crate::fault::track::{Marks, mark_saved};
 use crate::fault::uffd;
 use crate::uffd::CopyMode;
 use core::ops::Range;
@@ -79,12 +78,8 @@ impl Arena {
         // First, since it makes room in the budget.
         // SAFETY: as the caller promises.
         unsafe { self.discard_new(round)? };
-        let mut from = 0;
-        while let Some(index) = self.next_touched(from) {
-            // SAFETY: as the caller promises.
-            unsafe { self.restore_chunk(&blocked, index, round)? };
-            from = index + 1;
-        }
+        // SAFETY: as the caller promises.
+        unsafe { self.restore_all(&blocked, round)? };
         self.region().track.round.store(round, Ordering::Relaxed);
         Ok(())
     }
@@ -143,30 +138,42 @@ impl Arena {
         }
     }
 
-    /// Restores the pages of a chunk.
+    /// Restores the pages of all chunks, some chunks at a time: first copies, then protects. Protecting flushes
+    /// what the processor knows of where memory is, which would slow down each copy that comes after it.
     ///
     /// # Safety
     /// As for `rollback`.
-    unsafe fn restore_chunk(
-        &self,
-        blocked: &SignalsBlocked,
-        index: usize,
-        round: u64,
-    ) -> Result<()> {
+    unsafe fn restore_all(&self, blocked: &SignalsBlocked, round: u64) -> Result<()> {
         let region = self.region();
-        let (Some(plan), Some(marks)) = (Plan::of(region, index, round), region.marks(index))
-        else {
-            return Ok(());
-        };
-        // SAFETY: as the caller promises.
-        let done = unsafe { restore(region, marks, region.pages_of(index).start, &plan) };
-        // Until they are protected.
-        marks.written.add(&done.cold);
-        marks.hot.assign(&done.hot);
-        marks.before.assign(&done.written);
-        marks.round.store(round, Ordering::Relaxed);
+        let mut plans = Vec::with_capacity(BATCH);
+        let mut done = Vec::with_capacity(BATCH);
+        let mut from = 0;
+        loop {
+            while plans.len() < BATCH
+                && let Some(index) = self.next_touched(from)
+            {
+                plans.extend(Plan::of(region, index, round));
+                from = index + 1;
+            }
+            if plans.is_empty() {
+                return Ok(());
+            }
+            // SAFETY: as the caller promises, who has locked the checkpoint.
+            unsafe {
+                plans.iter().for_each(|plan| plan.approach(region));
+                done.extend(plans.iter().map(|plan| plan.restore(region, round)));
+            }
+            for (plan, done) in plans.drain(..).zip(done.drain(..)) {
+                self.settle(blocked, &plan, &done)?;
+            }
+        }
+    }
+
+    /// Has the chunk of a plan be as the checkpoint has it, once the plan's pages are restored.
+    fn settle(&self, blocked: &SignalsBlocked, plan: &Plan<'_>, done: &Restored) -> Result<()> {
+        let marks = plan.marks;
         if !plan.gone.is_empty() {
-            self.bring_back(blocked, index, &plan.gone)?;
+            self.bring_back(blocked, plan.index, &plan.gone)?;
         }
         if done.cold.is_empty() && !done.hot.is_empty() {
             // The next rollback looks here again, and there is nothing else to do.
@@ -180,11 +187,11 @@ impl Arena {
             let stays = done.cold.minus(&plan.held);
             let over = done.hot.is_empty() && stays.is_empty();
             if let Some(touched) = region.touched().filter(|_| over) {
-                touched.clear(index);
+                touched.clear(plan.index);
             }
             Ok(())
         };
-        self.as_owner(blocked, index, settle)
+        self.as_owner(blocked, plan.index, settle)
             .unwrap_or(Ok(()))
             .map_err(|errno| Error::os(Operation::Rollback, errno))
     }
@@ -213,6 +220,9 @@ impl Arena {
     }
 }
 
+/// Chunks that are copied before they are protected.
+const BATCH: usize = 64;
+
 /// Pages to discard by one call.
 struct Pending {
     pages: Range<usize>,
@@ -226,119 +236,6 @@ impl Pending {
     fn reaches(&self, index: usize) -> bool {
         !self.pages.is_empty() && self.open && (self.chunk == index || self.chunk + 1 == index)
     }
-}
-
-/// What becomes of the pages of a chunk.
-struct Plan {
-    present: Snapshot,
-    held: Snapshot,
-    /// Written since; to be restored if they are present and stay.
-    written: Snapshot,
-    /// Hot ones, which may be written.
-    hot: Snapshot,
-    /// Written ones that become hot.
-    warm: Snapshot,
-    /// To be discarded.
-    new: Snapshot,
-    /// To be installed.
-    gone: Snapshot,
-}
-
-impl Plan {
-    fn of(region: &Region, index: usize, round: u64) -> Option<Self> {
-        let (chunk, marks) = (region.tables.chunk(index)?, region.marks(index)?);
-        let (present, held) = (chunk.present(), marks.held.load());
-        let hot = marks.hot.load().and(&present);
-        let written = marks.written.load().minus(&hot);
-        let again = match marks.round.load(Ordering::Relaxed) {
-            // Until the round is over, it is asked twice.
-            last if last + 1 == round => marks.before.load(),
-            _ => Snapshot::EMPTY,
-        };
-        let mut warm = Snapshot::EMPTY;
-        if region.track.may_heat() {
-            warm = written.and(&again).and(&present);
-            if !region.source.is_ordinary() {
-                // The template of those that were not there cannot be read here.
-                warm = warm.and(&held);
-            }
-        }
-        let new = present.minus(&held).minus(&hot).minus(&warm);
-        let gone = held.minus(&present).and(&marks.saved.load());
-        Some(Self { present, held, written, hot, warm, new, gone })
-    }
-}
-
-/// What came of restoring the pages of a chunk.
-struct Restored {
-    /// Those that are hot now.
-    hot: Snapshot,
-    /// Those that are to be protected.
-    cold: Snapshot,
-    /// Those that the round has written.
-    written: Snapshot,
-}
-
-/// Writes what the checkpoint has over the pages of a plan, of the chunk that begins at page `first`.
-///
-/// # Safety
-/// Nobody else accesses the arena, and the caller has locked the checkpoint.
-unsafe fn restore(region: &Region, marks: &Marks, first: usize, plan: &Plan) -> Restored {
-    let size = 1usize << region.page_shift;
-    let bytes = |page: usize| {
-        let target: *mut u8 = ptr::with_exposed_provenance_mut(region.address_of(first + page));
-        (target, region.shadow_of(first + page).cast_const())
-    };
-    let mut same = Snapshot::EMPTY;
-    for page in plan.hot.runs().flatten() {
-        let (target, saved) = bytes(page);
-        // SAFETY: both are a page; nobody else writes to either.
-        unsafe {
-            let now = core::slice::from_raw_parts(target.cast_const(), size);
-            if now == core::slice::from_raw_parts(saved, size) {
-                same.insert(page..page + 1);
-            } else {
-                ptr::copy_nonoverlapping(saved, target, size);
-            }
-        }
-    }
-    for page in plan.warm.minus(&plan.held).minus(&marks.saved.load()).runs().flatten() {
-        // SAFETY: as above.
-        unsafe { save_template(region, marks, first, page) };
-    }
-    let staying = plan.held.union(&plan.warm).and(&plan.present);
-    let written = plan.written.and(&staying);
-    for page in written.and(&marks.saved.load()).runs().flatten() {
-        let (target, saved) = bytes(page);
-        // SAFETY: as above.
-        unsafe { ptr::copy_nonoverlapping(saved, target, size) };
-    }
-    let hot = plan.hot.minus(&same);
-    Restored {
-        cold: written.minus(&plan.warm).union(&same),
-        written: plan.written.union(&hot),
-        hot: hot.union(&plan.warm),
-    }
-}
-
-/// Has the shadow hold what the template says of a page of the chunk that begins at page `first`.
-///
-/// # Safety
-/// The caller has locked the checkpoint; the source is ordinary memory.
-unsafe fn save_template(region: &Region, marks: &Marks, first: usize, page: usize) {
-    let (at, alone) = (first + page, page..page + 1);
-    let zeroes = matches!(region.source.at(at, region.page_shift), Content::Zero);
-    if zeroes && !marks.stored.get(page) {
-        marks.saved.set(alone);
-        return;
-    }
-    let shadow = region.shadow_of(at);
-    // SAFETY: a page of the shadow, which nobody reads now.
-    unsafe {
-        shadow.write_bytes(0, 1 << region.page_shift);
-        region.source.write(at, 1, region.page_shift, shadow);
-    }
-    mark_saved(region, marks, alone);
 }
 
 /// Why pages could not be installed.

@@ -87,7 +87,8 @@ impl PageBits {
 impl PageBits {
     /// Sets the pages of `set`.
     pub(crate) fn add(&self, set: &Snapshot) {
-        for (bits, word) in self.0.iter().zip(set.0) {
+        // Most words of most sets are empty, and each locked instruction costs.
+        for (bits, word) in self.0.iter().zip(set.0).filter(|(_, word)| *word != 0) {
             // Release as in `set`.
             bits.fetch_or(word, Ordering::Release);
         }
@@ -96,7 +97,7 @@ impl PageBits {
     /// Clears the pages of `set`, and tells how many of them were set.
     pub(crate) fn remove(&self, set: &Snapshot) -> usize {
         let mut count = 0usize;
-        for (bits, word) in self.0.iter().zip(set.0) {
+        for (bits, word) in self.0.iter().zip(set.0).filter(|(_, word)| *word != 0) {
             // Relaxed as in `clear`.
             let old = word & bits.fetch_and(!word, Ordering::Relaxed);
             count = count.wrapping_add(old.count_ones() as usize);
