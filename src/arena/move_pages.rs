@@ -27,6 +27,8 @@ use core::ptr;
 /// Why a step did not succeed.
 enum Cause {
     Poisoned,
+    /// A checkpoint was made meanwhile.
+    Tracked,
     Os(Errno),
     /// Pages of the source have to be populated first.
     Absent,
@@ -152,6 +154,9 @@ impl Arena {
                 Some(Err(Cause::Exhausted)) => {
                     is_final = !to.recall_one();
                 }
+                Some(Err(Cause::Tracked)) => {
+                    return Err(Error::new(Operation::MovePages, ErrorKind::Conflict));
+                }
                 Some(Err(Cause::Poisoned)) => {
                     return Err(Error::new(Operation::MovePages, ErrorKind::Poisoned));
                 }
@@ -164,20 +169,24 @@ impl Arena {
     /// what those that were lent before were charged for has been given back.
     fn recall_one(&self) -> bool {
         let blocked = SignalsBlocked::new();
-        let Some(index) = lend::next_lent_from(self.region(), 0) else {
-            // Pairs with the fence before a chunk's mark is taken away.
-            fence(Ordering::Acquire);
-            return false;
-        };
-        let recall = |region: &Region, chunk: &Chunk<'_>| match chunk.state.is_lent() {
-            true => lend::recall(region, chunk, true).is_ok(),
-            // A discard that failed half-way has left the mark.
-            false => {
-                lend::unmark(region, index);
-                true
+        let mut from = 0;
+        while let Some(index) = lend::next_lent_from(self.region(), from) {
+            let recall = |region: &Region, chunk: &Chunk<'_>| match chunk.state.is_lent() {
+                true => lend::recall(region, chunk, true).is_ok(),
+                // A discard that failed half-way has left the mark.
+                false => {
+                    lend::unmark(region, index);
+                    true
+                }
+            };
+            if self.as_owner(&blocked, index, recall) == Some(true) {
+                return true;
             }
-        };
-        self.as_owner(&blocked, index, recall).unwrap_or(false)
+            from = index + 1;
+        }
+        // Pairs with the fence before a chunk's mark is taken away.
+        fence(Ordering::Acquire);
+        false
     }
 
     /// Makes those pages of the source present whose absence would read otherwise at the target.
@@ -238,6 +247,9 @@ impl Arena {
 
 /// Moves the pages of a place to another, as the owner of both chunks.
 fn move_owned(from: &Place<'_>, into: &Place<'_>) -> Result<(), Cause> {
+    if from.region.track.is_on() || into.region.track.is_on() {
+        return Err(Cause::Tracked);
+    }
     if from.has_poison() || into.has_poison() {
         return Err(Cause::Poisoned);
     }

@@ -66,13 +66,20 @@ impl Arena {
         let blocked = SignalsBlocked::new();
         for index in self.chunks_of(&pages) {
             let poison = self.as_owner(&blocked, index, |region, chunk| {
-                empty_part(region, chunk, &pages)?;
-                chunk.poison(region.part_of(index, &pages));
-                Ok(())
+                // Looked at again, now that it cannot begin meanwhile: nobody is inside a chunk then.
+                let is_plain = !region.track.is_on();
+                if is_plain {
+                    empty_part(region, chunk, &pages)?;
+                    chunk.poison(region.part_of(index, &pages));
+                }
+                Ok(is_plain)
             });
-            poison.unwrap_or(Ok(())).map_err(|errno| {
-                Error::os(Operation::PoisonRange, errno).range(range.start, range.end)
-            })?;
+            let error = |errno| Error::os(Operation::PoisonRange, errno);
+            match poison.unwrap_or(Ok(true)).map_err(error) {
+                Ok(true) => {}
+                Ok(false) => return Err(Error::new(Operation::PoisonRange, ErrorKind::Conflict)),
+                Err(error) => return Err(error.range(range.start, range.end)),
+            }
         }
         Ok(())
     }

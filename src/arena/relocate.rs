@@ -7,7 +7,7 @@ use crate::fault::region::Region;
 use crate::fault::resolve::pause;
 use crate::fault::source::Content;
 use crate::fault::tables::Chunk;
-use crate::fault::{protect, uffd};
+use crate::fault::{protect, uffd, uffd_of};
 use crate::page::CHUNK;
 use crate::sys;
 use crate::uffd::{CopyMode, MoveMode};
@@ -194,7 +194,8 @@ fn relocate_run(
 /// it meets its own pages. Nobody else can have put one there, so a page that is in the way and no longer in
 /// its old place has arrived.
 fn shift(from: &Place<'_>, into: &Place<'_>, pages: Range<usize>) -> Outcome {
-    let uffd = match uffd() {
+    // The kernel asks that of the one that the target is registered with.
+    let uffd = match uffd_of(into.region) {
         Ok(uffd) => uffd,
         Err(errno) => return Outcome::Failed(errno),
     };

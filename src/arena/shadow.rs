@@ -41,6 +41,7 @@ impl Arena {
         // Whoever decides how to install pages knows of it: nobody is in the midst of that.
         while_faults_wait(|| {
             register(region)?;
+            region.track.set_registered();
             // Relaxed: ordered by the gate.
             region.huge.fetch_or(HUGE_PAUSED, Ordering::Relaxed);
             let pages = shadow.pages.base().as_ptr().expose_provenance();

@@ -65,7 +65,7 @@ impl Error {
                 "open the file for reading and writing, and not for appending"
             }
             (Operation::Save, _, Some(Errno::EFAULT)) => {
-                "a page that is present cannot be read: it is poisoned, or somebody else has changed \
+                "a page that is present cannot be read: somebody else has poisoned it, or changed \
                  its mapping"
             }
             (
@@ -96,8 +96,8 @@ impl Error {
                  allowed"
             }
             (Operation::Checkpoint | Operation::Reserve, ErrorKind::Conflict, _) => {
-                "checkpoints, and templates that arenas share, need private memory of base pages, and \
-                 exclude each other"
+                "checkpoints, templates that arenas share, and huge pages or shared memory exclude each \
+                 other, as do huge pages and saved images"
             }
             (Operation::Save, ErrorKind::Conflict, _) => {
                 "arenas of private base pages can be saved"

@@ -37,9 +37,10 @@ pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
     let pages = region.pages_of(chunk.index);
     let absent = pages.len().saturating_sub(chunk.count_present()) as u64;
     region.tables.summary().set(chunk.index);
-    // The kernel would fill it unprotected.
+    // The kernel would fill it unprotected; and while protection is lifted, nothing must be missing in the
+    // range.
     let fits = chunk.state.may_be_lent()
-        && !region.track.is_on()
+        && region.track.is_off()
         && region.ledger.is_roomy(absent, region.budget)
         && MAPPINGS.reserve(region, chunk.index);
     if !fits {
@@ -314,8 +315,10 @@ fn unregister(region: &Region, index: usize) -> usize {
 /// Has the chunk's missing pages fault again.
 fn register(region: &Region, index: usize) -> Result<(), Errno> {
     let (start, len) = span(region, index);
+    // As the rest of the region: mappings merge only if they are registered alike.
     let mode = match region.pages_of(index).start < region.source.shared_pages() {
         true => RegisterMode::MISSING | RegisterMode::MINOR,
+        false if region.track.is_registered() => RegisterMode::MISSING | RegisterMode::WP,
         false => RegisterMode::MISSING,
     };
     // SAFETY: the chunk is part of a reservation of ours.

@@ -12,7 +12,7 @@ use super::protect;
 use super::region::{Counters, Region};
 use super::source::Content;
 use super::tables::Chunk;
-use super::track::admit_writer;
+use super::track::{admit_past_limit, admit_writer};
 use super::tuning::LONELY_PAGES;
 use super::violation::Refusal;
 use crate::sys;
@@ -62,7 +62,10 @@ pub(crate) fn resolve(region: &Region, page: usize, access: Access) -> Result<()
     Counters::count(&region.counters.faults);
     let limit = region.limit();
     if page >= limit {
-        return Err(Refusal::Limit);
+        return match admit_past_limit(region, page, access) {
+            true => Ok(()),
+            false => Err(Refusal::Limit),
+        };
     }
     let Some((chunk, index)) = region.chunk_of(page) else {
         return Err(Refusal::Unresolvable(Errno::ENOENT));

@@ -65,6 +65,8 @@ pub(crate) struct Track {
     pub(crate) round: AtomicU64,
     /// 1 once nothing is to be kept hot any more.
     cool: AtomicU32,
+    /// 1 once the region is registered for writes too.
+    registered: AtomicU32,
     /// Held by the one method that works on the checkpoint.
     pub(crate) busy: Mutex<()>,
 }
@@ -114,6 +116,7 @@ impl Track {
             stored: AtomicU64::new(0),
             round: AtomicU64::new(0),
             cool: AtomicU32::new(0),
+            registered: AtomicU32::new(0),
             busy: Mutex::new(()),
         }
     }
@@ -148,10 +151,28 @@ impl Track {
     pub(crate) fn forget(&self) {
         self.lift();
         self.end();
+        // What is not wiped is registered anew, for missing pages alone.
+        self.registered.store(0, Ordering::Relaxed);
         if self.busy.is_locked() {
             // SAFETY: whoever locked it is a thread of the parent's: it is not there to unlock its copy.
             unsafe { self.busy.force_unlock() };
         }
+    }
+
+    /// Whether there is no checkpoint, nor any page still protected by the last one.
+    pub(crate) fn is_off(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == OFF
+    }
+
+    /// Whether the region is registered for writes too: it stays so after its first checkpoint.
+    pub(crate) fn is_registered(&self) -> bool {
+        self.registered.load(Ordering::Relaxed) != 0
+    }
+
+    /// Takes note that the region is registered for writes too. No thread is inside of a fault or a chunk.
+    pub(crate) fn set_registered(&self) {
+        // Relaxed: as in `begin`.
+        self.registered.store(1, Ordering::Relaxed);
     }
 
     /// Whether there is a checkpoint.
@@ -291,6 +312,19 @@ pub(super) fn admit_writer(region: &Region, page: usize) -> bool {
     let result = admit_one(region, &chunk, index);
     chunk.state.release();
     result.is_ok()
+}
+
+/// Has page `page`, which lies past the limit and which a thread is about to write, be writable if what is in
+/// the way is its protection: pages that are present stay usable there. False if it is something else.
+#[cold]
+#[inline(never)]
+pub(super) fn admit_past_limit(region: &Region, page: usize, access: Access) -> bool {
+    access == Access::Write
+        && region.track.is_by_signal()
+        && region.chunk_of(page).is_some_and(|(chunk, index)| chunk.is_present(index))
+        // Should somebody have dropped it, lifting the protection would change nothing.
+        && is_accessible(region, page, Access::Read)
+        && admit_writer(region, page)
 }
 
 /// As [`admit`], for one page, in a frame that the handler has room for.

@@ -5,6 +5,7 @@ pub(crate) mod fork;
 pub(crate) mod heap;
 pub(crate) mod seccomp;
 pub(crate) mod signals;
+pub(crate) mod tracked;
 
 use lacuna::{Arena, Backend, Template, Window};
 use std::fs::File;
