@@ -8,6 +8,7 @@ mod choice;
 mod descriptors;
 mod discard;
 mod engine;
+mod former;
 mod front;
 mod hand_over;
 mod inherit;
