@@ -20,6 +20,7 @@ mod mprotect;
 mod poison;
 mod populate;
 mod publish;
+mod read_ahead;
 mod record;
 mod registrar;
 mod relocate;
