@@ -1,4 +1,4 @@
-//! What a replay makes of pages that were only read.
+//! What a replay makes of pages that were only read, and what it goes around.
 
 #![allow(missing_docs, reason = "a test")]
 
@@ -159,5 +159,36 @@ fn holes_of_an_image_that_were_read_take_no_memory() {
         assert_eq!(assert_same(arena, &every(302, 599)).stats().resident_bytes, 0);
         let all = assert_same(arena, &every(0, 1));
         assert_eq!(all.stats().resident_bytes, 3 * page_size());
+    }
+}
+
+/// One such page made it skip all that was merged with it.
+#[test]
+fn only_what_is_poisoned_is_skipped() {
+    for backend in backends() {
+        let page = page_size();
+        let arena = |access: Access| {
+            let last = builder(4 * CHUNK, backend).reserve().unwrap();
+            let touches: Vec<_> = (0..1000).map(|page| (page, access)).collect();
+            let trace = record(&last, &touches);
+            let next = builder(4 * CHUNK, backend).reserve().unwrap();
+            for pages in [0..1, 50..51, 511..513, 998..1100] {
+                // SAFETY: nobody uses the arena yet.
+                unsafe { next.poison(pages.start * page..pages.end * page) }.unwrap();
+            }
+            (trace, next)
+        };
+        for access in [Access::Read, Access::Write] {
+            let (trace, next) = arena(access);
+            let replayed = next.replay(&trace).unwrap();
+            let poisoned = 1 + 1 + 2 + 2;
+            assert_eq!(replayed.skipped_bytes, poisoned * page);
+            assert_eq!(replayed.present_bytes, (1000 - poisoned) * page);
+            let stats = next.stats();
+            assert_eq!(stats.resident_bytes + stats.lent_bytes, replayed.present_bytes);
+            let there: Vec<_> =
+                next.populated().map(|run| run.start / page..run.end / page).collect();
+            assert_eq!(there, [1..50, 51..511, 513..998]);
+        }
     }
 }

@@ -5,9 +5,11 @@ use super::populate::{Cause, Part};
 use super::read_ahead::read_ahead;
 use super::trace::{Run, Trace};
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::bits::Snapshot;
 use crate::fault::decode::Access;
 use crate::fault::region::Region;
 use crate::fault::source::Content;
+use crate::fault::tables::Chunk;
 use crate::fault::tuning::REPLAY_BATCH;
 use core::ops::Range;
 
@@ -17,8 +19,8 @@ use core::ops::Range;
 pub struct Replayed {
     /// Bytes of the trace that are present now, whether they were before or not.
     pub present_bytes: usize,
-    /// Bytes of the trace that are not: past the arena's end or its limit, without room in the budget, or
-    /// gone from the template's file.
+    /// Bytes of the trace that are not: past the arena's end or its limit, poisoned, without room in the
+    /// budget, or gone from the template's file.
     pub skipped_bytes: usize,
 }
 
@@ -34,8 +36,8 @@ impl Arena {
     /// read ahead besides, while others are installed. Touching what was replayed does not fault.
     ///
     /// What cannot be made present is skipped: it comes, or is a violation, when it is touched. That is
-    /// what lies past the arena's end or past the limit, since the trace may be of a longer arena; what
-    /// the budget has no room for; and what a file no longer has. What is
+    /// what lies past the arena's end or past the limit, since the trace may be of a longer arena; what is
+    /// [poisoned](Self::poison); what the budget has no room for; and what a file no longer has. What is
     /// present already stays as it is. Pages that were only read show the zero page if they are zeroes,
     /// and the image's own if it is [shared](super::Template::shared), which takes no memory (they are
     /// charged to the budget all the same).
@@ -107,11 +109,9 @@ impl Arena {
         let Some(first) = stretches.first() else { return Ok(0) };
         let index = self.chunk_of(first);
         let start = self.region().pages_of(index).start;
-        let part = |stretch: &Stretch| Part {
-            pages: stretch.pages.start - start..stretch.pages.end - start,
-            access: stretch.access,
-        };
-        let parts: Vec<Part> = stretches.iter().map(part).collect();
+        let Some(chunk) = self.region().tables.chunk(index) else { return Ok(0) };
+        let parts: Vec<Part> =
+            stretches.iter().flat_map(|stretch| parts_of(stretch, start, &chunk)).collect();
         let mut skipped = Vec::new();
         let mut from = 0;
         while let Err((done, cause)) = self.populate_chunk(index, &parts[from..]) {
@@ -123,12 +123,24 @@ impl Arena {
             from += done + 1;
         }
         let all: usize = parts.iter().map(|part| part.pages.len()).sum();
-        let Some(chunk) = self.region().tables.chunk(index) else { return Ok(0) };
         let absent = |part: &usize| {
             parts[*part].pages.clone().filter(|page| !chunk.is_present(*page)).count()
         };
         Ok(all - skipped.iter().map(absent).sum::<usize>())
     }
+}
+
+/// A stretch of the chunk that begins at page `start`, without what is poisoned. (Where somebody poisons
+/// more of it meanwhile, the part that it lies in is skipped.)
+fn parts_of(
+    stretch: &Stretch,
+    start: usize,
+    chunk: &Chunk<'_>,
+) -> impl Iterator<Item = Part> + use<> {
+    let mut pages = Snapshot::EMPTY;
+    pages.insert(stretch.pages.start - start..stretch.pages.end - start);
+    let access = stretch.access;
+    pages.minus(&chunk.poisoned()).runs().map(move |pages| Part { pages, access })
 }
 
 /// The runs of a trace that may be replayed, some at a time: sorted, merged, cut where chunks end.
