@@ -40,7 +40,8 @@ impl Arena {
         if !matches!(region.source, Source::Zero) {
             return Err(Error::new(Operation::Heap, ErrorKind::TemplateNotZero));
         }
-        self.forget_checkpoint();
+        // The heap gives the pages blocks of its own, without a look at any of it.
+        self.forget_former_user()?;
         // SAFETY: the arena is the caller's alone, who gives up what is in it.
         unsafe { self.discard(0..self.len())? };
         // Relaxed: read by forked children alone. Before the system call, since a child must not
@@ -55,5 +56,23 @@ impl Arena {
             ledger: NonNull::from(&region.ledger),
             name: region.name,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both stayed for as long as the heap: bits that nobody looks at, and the recording's memory.
+    #[test]
+    fn poison_and_a_recording_end() {
+        let arena = Arena::builder(4 * CHUNK).reserve().unwrap();
+        // SAFETY: nobody uses the arena.
+        unsafe { arena.poison(CHUNK / 2..3 * CHUNK) }.unwrap();
+        arena.start_recording(1000).unwrap();
+        arena.hand_over().unwrap();
+        assert_eq!(arena.stats().poisoned_bytes, 0);
+        let stopped = arena.stop_recording().unwrap_err();
+        assert_eq!(stopped.kind(), ErrorKind::NotRecording);
     }
 }

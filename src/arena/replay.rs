@@ -2,15 +2,16 @@
 
 use super::Arena;
 use super::populate::{Cause, Part};
+use super::read_ahead::read_ahead;
 use super::trace::{Run, Trace};
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::bits::Snapshot;
 use crate::fault::decode::Access;
 use crate::fault::region::Region;
-use crate::fault::source::{Content, Source};
-use crate::fault::tuning::{READ_ALONG, REPLAY_BATCH};
-use crate::sys;
+use crate::fault::source::Content;
+use crate::fault::tables::Chunk;
+use crate::fault::tuning::REPLAY_BATCH;
 use core::ops::Range;
-use core::ptr;
 
 /// What came of [`Arena::replay`]. Bytes are whole pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,8 +19,8 @@ use core::ptr;
 pub struct Replayed {
     /// Bytes of the trace that are present now, whether they were before or not.
     pub present_bytes: usize,
-    /// Bytes of the trace that are not: past the arena's end or its limit, without room in the budget, or
-    /// gone from the template's file.
+    /// Bytes of the trace that are not: past the arena's end or its limit, poisoned, without room in the
+    /// budget, or gone from the template's file.
     pub skipped_bytes: usize,
 }
 
@@ -35,10 +36,11 @@ impl Arena {
     /// read ahead besides, while others are installed. Touching what was replayed does not fault.
     ///
     /// What cannot be made present is skipped: it comes, or is a violation, when it is touched. That is
-    /// what lies past the arena's end or past the limit, since
-    /// the trace may be of a longer arena; what the budget has no room for; and what a file no longer
-    /// has. What is present already stays as it is. Pages that were only read and are zeroes
-    /// show the zero page, which takes no memory (they are charged to the budget all the same).
+    /// what lies past the arena's end or past the limit, since the trace may be of a longer arena; what is
+    /// [poisoned](Self::poison); what the budget has no room for; and what a file no longer has. What is
+    /// present already stays as it is. Pages that were only read show the zero page if they are zeroes,
+    /// and the image's own if it is [shared](super::Template::shared), which takes no memory (they are
+    /// charged to the budget all the same).
     ///
     /// **What it installs is charged**: under a budget, a trace of pages that the program would give
     /// back meanwhile may leave no room for those that it touches next.
@@ -82,11 +84,13 @@ impl Arena {
         let mut batches = Batches { region, runs: trace.runs(), taken: 0 };
         let mut present = 0;
         let mut next = batches.next();
-        next.iter().for_each(|batch| read_ahead(region, batch));
+        let begin_to_read =
+            |batch: &Vec<Stretch>| read_ahead(region, batch.iter().map(|it| it.pages.clone()));
+        next.iter().for_each(begin_to_read);
         while let Some(batch) = next {
             // The disk is busy with the next pages while these are installed.
             next = batches.next();
-            next.iter().for_each(|batch| read_ahead(region, batch));
+            next.iter().for_each(begin_to_read);
             for chunk in batch.chunk_by(|a, b| self.chunk_of(a) == self.chunk_of(b)) {
                 present += self.replay_chunk(chunk)?;
             }
@@ -105,11 +109,9 @@ impl Arena {
         let Some(first) = stretches.first() else { return Ok(0) };
         let index = self.chunk_of(first);
         let start = self.region().pages_of(index).start;
-        let part = |stretch: &Stretch| Part {
-            pages: stretch.pages.start - start..stretch.pages.end - start,
-            access: stretch.access,
-        };
-        let parts: Vec<Part> = stretches.iter().map(part).collect();
+        let Some(chunk) = self.region().tables.chunk(index) else { return Ok(0) };
+        let parts: Vec<Part> =
+            stretches.iter().flat_map(|stretch| parts_of(stretch, start, &chunk)).collect();
         let mut skipped = Vec::new();
         let mut from = 0;
         while let Err((done, cause)) = self.populate_chunk(index, &parts[from..]) {
@@ -121,12 +123,24 @@ impl Arena {
             from += done + 1;
         }
         let all: usize = parts.iter().map(|part| part.pages.len()).sum();
-        let Some(chunk) = self.region().tables.chunk(index) else { return Ok(0) };
         let absent = |part: &usize| {
             parts[*part].pages.clone().filter(|page| !chunk.is_present(*page)).count()
         };
         Ok(all - skipped.iter().map(absent).sum::<usize>())
     }
+}
+
+/// A stretch of the chunk that begins at page `start`, without what is poisoned. (Where somebody poisons
+/// more of it meanwhile, the part that it lies in is skipped.)
+fn parts_of(
+    stretch: &Stretch,
+    start: usize,
+    chunk: &Chunk<'_>,
+) -> impl Iterator<Item = Part> + use<> {
+    let mut pages = Snapshot::EMPTY;
+    pages.insert(stretch.pages.start - start..stretch.pages.end - start);
+    let access = stretch.access;
+    pages.minus(&chunk.poisoned()).runs().map(move |pages| Part { pages, access })
 }
 
 /// The runs of a trace that may be replayed, some at a time: sorted, merged, cut where chunks end.
@@ -160,45 +174,54 @@ impl Iterator for Batches<'_> {
 }
 
 impl Batches<'_> {
-    /// Adds those of `pages` that may be touched, by kind: what is not zeroes is memory in any case.
-    fn add(&self, batch: &mut Vec<Stretch>, pages: Range<usize>, access: Access) {
-        let end = pages.end.min(self.region.limit()).min(self.region.pages);
-        let zeroes = match (access, self.region.source) {
-            (Access::Write, _) => end,
-            (Access::Read, Source::Zero) => pages.start,
-            // An image's zeroes go on to the end.
-            (Access::Read, Source::Image { .. }) => {
-                let shift = self.region.page_shift;
-                let is_zero =
-                    |page: usize| matches!(self.region.source.at(page, shift), Content::Zero);
-                (pages.start..end).find(|page| is_zero(*page)).unwrap_or(end)
-            }
-            (Access::Read, _) => end,
-        };
-        let mut add = |pages: Range<usize>, access| {
-            if !pages.is_empty() {
-                batch.push(Stretch { pages, access });
-            }
-        };
-        add(pages.start..zeroes.min(end), Access::Write);
-        add(zeroes.max(pages.start)..end, Access::Read);
+    /// Adds those of `pages` that may be touched, by kind: where there is neither a zero page nor a shared
+    /// image's page to show, what was read is memory as well.
+    fn add(&self, batch: &mut Vec<Stretch>, mut pages: Range<usize>, access: Access) {
+        pages.end = pages.end.min(self.region.limit()).min(self.region.pages);
+        while !pages.is_empty() {
+            let (access, count) = match access {
+                Access::Write => (Access::Write, pages.len()),
+                Access::Read => self.kind(pages.start, pages.len()),
+            };
+            let end = pages.start + count;
+            batch.push(Stretch { pages: pages.start..end, access });
+            pages.start = end;
+        }
     }
 
-    /// Sorts a batch, merges neighbours, and cuts where chunks end.
+    /// What page `page` is to be once it was read, and how many of `left` pages from it on.
+    fn kind(&self, page: usize, left: usize) -> (Access, usize) {
+        match self.region.source.at(page, self.region.page_shift) {
+            Content::Zero => (Access::Read, left),
+            Content::Hole { pages }
+            | Content::SharedHole { pages }
+            | Content::Shared { pages, .. } => (Access::Read, pages.clamp(1, left)),
+            Content::Bytes { pages, .. } => (Access::Write, pages.clamp(1, left)),
+            Content::Generated => (Access::Write, left),
+        }
+    }
+
+    /// Sorts a batch, merges neighbours, and cuts where chunks end, and where a shared image does: it is
+    /// another mapping, which no system call can fill together with the rest.
     fn merged(&self, mut batch: Vec<Stretch>) -> Vec<Stretch> {
         batch.sort_unstable_by_key(|stretch| stretch.pages.start);
         let chunk = self.region.chunk_pages();
+        let shared = self.region.source.shared_pages();
         let mut merged: Vec<Stretch> = Vec::with_capacity(batch.len());
         for Stretch { mut pages, access } in batch {
             while !pages.is_empty() {
-                let cut = (pages.start / chunk + 1) * chunk;
+                let cut = match (pages.start / chunk + 1) * chunk {
+                    cut if (pages.start + 1..cut).contains(&shared) => shared,
+                    cut => cut,
+                };
                 let part = pages.start..pages.end.min(cut);
                 pages.start = part.end;
                 match merged.last_mut() {
                     Some(last)
                         if last.pages.end == part.start
                             && last.access == access
-                            && !part.start.is_multiple_of(chunk) =>
+                            && !part.start.is_multiple_of(chunk)
+                            && part.start != shared =>
                     {
                         last.pages.end = part.end;
                     }
@@ -207,27 +230,5 @@ impl Batches<'_> {
             }
         }
         merged
-    }
-}
-
-/// Has the kernel begin to read what a batch needs of the template's file. Nothing waits for it, and a
-/// file that was cut short is no concern of it.
-fn read_ahead(region: &Region, batch: &[Stretch]) {
-    let Source::Image { bytes, whole, mapped: true, .. } = region.source else { return };
-    let near = |a: &Stretch, b: &Stretch| b.pages.start.saturating_sub(a.pages.end) <= READ_ALONG;
-    for group in batch.chunk_by(near) {
-        let (Some(first), Some(last)) = (group.first(), group.last()) else { continue };
-        let end = last.pages.end.min(whole);
-        if first.pages.start >= end {
-            continue;
-        }
-        let from = bytes.addr() + (first.pages.start << region.page_shift);
-        let to = bytes.addr() + (end << region.page_shift);
-        // An image need not begin where a page of its file does.
-        let from = from & !((1 << region.page_shift) - 1);
-        let start = ptr::with_exposed_provenance_mut(from);
-        // SAFETY: the range lies in the template's mapping, as far as there are pages; the advice changes
-        // no content. That it fails is no harm: the pages are read when they are copied.
-        let _ = unsafe { sys::advise(start, to - from, libc::MADV_WILLNEED) };
     }
 }

@@ -65,7 +65,7 @@ impl Log {
 
     /// Whether it was opened and not yet closed.
     pub(crate) fn is_in_use(&self) -> bool {
-        // Relaxed: changed under the lock that the caller holds.
+        // Relaxed: changed under the lock that the caller holds, or the arena is the caller's alone.
         self.state.load(Ordering::Relaxed) & OPEN != 0
     }
 

@@ -102,7 +102,7 @@ impl Inner {
         result
     }
 
-    /// Brings an arena back to the image and the initial limit.
+    /// Brings an arena back to the image and the initial limit, without poison, recording or checkpoint.
     ///
     /// # Safety
     /// As for `put`.
@@ -111,6 +111,8 @@ impl Inner {
         if arena.limit() != self.limit {
             arena.set_limit(self.limit)?;
         }
+        // Before the content: a checkpoint would keep what is reset.
+        arena.forget_former_user()?;
         // SAFETY: as the caller promises; every access is through raw pointers, whose users answer for
         // what they read.
         unsafe { arena.reset() }

@@ -69,7 +69,8 @@ impl Instance {
         self.arena().stats()
     }
 
-    /// The arena that it is.
+    /// The arena that it is. What else is done to it ends with the instance: [poison](Arena::poison), a
+    /// [checkpoint](Arena::checkpoint), a [recording](Arena::start_recording).
     #[must_use]
     pub fn arena(&self) -> &Arena {
         self.pool.arena(self.number).expect("an acquired instance was made")
