@@ -15,6 +15,7 @@ use super::tables::Chunk;
 use super::track::admit_writer;
 use super::tuning::LONELY_PAGES;
 use super::violation::Refusal;
+use super::want::Want;
 use crate::sys;
 use core::ops::Range;
 use nix::errno::Errno;
@@ -285,7 +286,7 @@ fn attempt(
     };
     let window = shrink(window, page, promised);
     let (start, len) = (window.start, window.len());
-    let filled = add(region, chunk, window, access);
+    let filled = add(region, chunk, window, Want::of_fault(access, len));
     match filled.stopped_by {
         _ if start.wrapping_add(filled.pages()) > page => Attempt::Resolved,
         // All buffers of the page function are in use.
@@ -355,7 +356,7 @@ fn verify(
 fn install_again(region: &Region, page: usize, access: Access) -> Result<(), Errno> {
     let mut result = Err(Errno::EAGAIN);
     for _ in 0..ATTEMPTS {
-        let filled = fill(region, alone(page), Access::Write);
+        let filled = fill(region, alone(page), Want::Memory);
         result = match filled.stopped_by {
             _ if filled.pages() == 1 => Ok(()),
             Some(Errno::EBUSY) | None => Ok(()),
