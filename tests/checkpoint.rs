@@ -157,6 +157,30 @@ fn reading_and_windows_do_not_count() {
     });
 }
 
+/// A page that is replayed alone comes as one that is faulted in to be written does, but nobody writes it.
+#[test]
+fn what_is_replayed_is_not_written() {
+    both(|tracking| {
+        let recorded = builder(CHUNK, tracking).reserve().unwrap();
+        recorded.start_recording(100).unwrap();
+        [0, 2, 4].into_iter().for_each(|index| store(&recorded, index * page(), 1));
+        let trace = recorded.stop_recording().unwrap();
+        let arena = builder(CHUNK, tracking).reserve().unwrap();
+        arena.checkpoint().unwrap();
+        assert_eq!(arena.replay(&trace).unwrap().present_bytes, 3 * page());
+        assert_eq!(written(&arena), []);
+        let faults = arena.stats().faults;
+        store(&arena, 2 * page(), 1);
+        store(&arena, 9 * page(), 1);
+        assert_eq!(written(&arena), [2, 9]);
+        // One to lift the protection of what was replayed, and one that does both.
+        let signals = if tracking == Tracking::Signal { 2 } else { 1 };
+        assert_eq!(arena.stats().faults, faults + signals);
+        rollback(&arena);
+        assert_eq!((load(&arena, 2 * page()), load(&arena, 9 * page())), (0, 0));
+    });
+}
+
 #[test]
 fn discarded_pages_come_back_and_count() {
     both(|tracking| {

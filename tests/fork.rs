@@ -74,6 +74,40 @@ fn lent_chunks_and_huge_pages_live_on() {
     }));
 }
 
+/// What the kernel fills by itself it fills in a child too, without a signal, until it is taken back there.
+#[test]
+fn lent_chunks_stay_lent() {
+    assert_success(&in_child("lent_chunks_stay_lent", "fork", || {
+        const CHUNK: usize = 2 << 20;
+        let arena = Arena::builder(64 << 20).reserve().unwrap();
+        for chunk in [1, 2, 5] {
+            (0..8).for_each(|index| store(&arena, chunk * CHUNK + index * 40 * page_size(), 9));
+        }
+        let before = arena.stats();
+        assert!(before.lent_bytes > 2 * CHUNK);
+        fork(|| {
+            assert_eq!(arena.stats(), before);
+            let pages = (2 * CHUNK..3 * CHUNK).step_by(page_size());
+            pages.clone().for_each(|page| store(&arena, page + 1, 1));
+            assert_eq!(arena.stats().faults, before.faults);
+            arena.populate(CHUNK..2 * CHUNK).unwrap();
+            assert!(arena.stats().resident_bytes >= CHUNK);
+            fork(|| arena.populate(5 * CHUNK..6 * CHUNK).unwrap());
+            let stats = arena.measure().unwrap();
+            assert_eq!(stats.resident_bytes, arena_rss(&arena));
+            // What lies between and after them is noticed, and so are they once they are taken back.
+            store(&arena, 4 * CHUNK, 1);
+            store(&arena, 7 * CHUNK, 1);
+            assert_eq!(arena.stats().faults, before.faults + 2);
+            discard(&arena, 0..arena.len());
+            assert_eq!((arena.stats().lent_bytes, arena_rss(&arena)), (0, 0));
+            store(&arena, 2 * CHUNK, 1);
+            assert_eq!(arena.stats().faults, before.faults + 3);
+        });
+        assert_eq!(arena.stats(), before);
+    }));
+}
+
 /// Forks while threads fault, discard, and make and drop arenas.
 #[test]
 fn forks_under_load_copy_nothing_half_way() {

@@ -167,6 +167,26 @@ fn populating_a_lent_chunk_makes_it_memory() {
     assert_eq!(rss(&arena), CHUNK);
 }
 
+/// What the program drops behind our back is the kernel's to fill again, and stays charged.
+#[test]
+fn dropped_pages_of_a_lent_chunk_stay_charged() {
+    let arena = Arena::builder(1 << 30).reserve().unwrap();
+    let touched = have_lent(&arena, 2);
+    let stats = arena.measure().unwrap();
+    assert_eq!(stats.resident_bytes, touched.len() * page_size());
+    let start = arena.as_ptr().wrapping_add(2 * CHUNK);
+    // SAFETY: nobody has a reference into the arena.
+    assert_eq!(unsafe { libc::madvise(start.cast(), CHUNK, libc::MADV_DONTNEED) }, 0);
+    let stats = arena.measure().unwrap();
+    assert_eq!((stats.resident_bytes, stats.lent_bytes), (0, CHUNK));
+    touched.iter().for_each(|page| write(&arena, *page, 1));
+    let stats = arena.measure().unwrap();
+    assert_eq!(
+        (stats.resident_bytes, stats.resident_bytes + stats.lent_bytes),
+        (rss(&arena), CHUNK)
+    );
+}
+
 /// In a process of its own: the mappings that lending may make are the process's.
 #[test]
 fn neighbours_merge_and_mappings_are_bounded() {

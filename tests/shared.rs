@@ -5,6 +5,7 @@
 mod support;
 
 use lacuna::{Arena, Backend, ErrorKind, OnFork, Template, Window, page_size};
+use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::fork::{fork, raw_fork, status_of_fork};
 use support::{
@@ -369,6 +370,61 @@ fn lent_chunks_come_back_to_the_image() {
         assert_eq!((arena.stats().lent_bytes, arena_rss(&arena)), (0, 0));
         assert!(bytes(&arena, 0..image.len()) == image);
     }
+}
+
+/// A child gets no page tables of what its parent has only read.
+#[test]
+fn children_that_only_read_take_no_memory() {
+    assert_success(&in_child("children_that_only_read_take_no_memory", "shared", || {
+        let image = noise(8 << 20, 9);
+        let template = shared(&image);
+        let (common, lent) = (arena(&template), arena(&template));
+        assert!(bytes(&common, 0..image.len()) == image);
+        (0..2048).step_by(37).for_each(|page| _ = load(&lent, page * page_size()));
+        assert_eq!(lent.stats().lent_bytes, image.len());
+        fork(|| {
+            for arena in [&common, &lent] {
+                let before = arena.stats();
+                assert!(bytes(arena, 0..image.len()) == image);
+                assert_eq!((arena.stats().lent_bytes, arena_memory(arena)), (image.len(), 0));
+                // Common pages are shown again, by a fault each; what is lent is the kernel's to show.
+                if ptr::eq(arena, &lent) {
+                    assert_eq!(arena.stats().faults, before.faults);
+                }
+                store(arena, 5 * page_size(), 1);
+                let stats = arena.measure().unwrap();
+                assert_eq!(stats.resident_bytes, page_size());
+                assert_eq!(arena_memory(arena), page_size());
+            }
+        });
+    }));
+}
+
+/// What the kernel has dropped, as it does where memory is scarce, is common again if it is read, and counted
+/// if it is written.
+#[test]
+fn dropped_pages_are_common_again() {
+    let image = noise(8 << 20, 9);
+    let builder = Arena::builder(16 << 20).backend(Backend::Userfaultfd);
+    let arena = builder.template(shared(&image)).reserve().unwrap();
+    let drop_all = || {
+        // SAFETY: nobody has a reference into the arena.
+        assert_eq!(
+            unsafe { libc::madvise(arena.as_ptr().cast(), 2 << 20, libc::MADV_DONTNEED) },
+            0
+        );
+    };
+    assert!(bytes(&arena, 0..2 << 20) == image[..2 << 20]);
+    drop_all();
+    assert!(bytes(&arena, 0..2 << 20) == image[..2 << 20]);
+    let stats = arena.stats();
+    assert_eq!((stats.lent_bytes, stats.resident_bytes, arena_memory(&arena)), (2 << 20, 0, 0));
+    drop_all();
+    store(&arena, 3 * page_size(), !image[3 * page_size()]);
+    let stats = arena.stats();
+    assert_eq!((stats.lent_bytes, stats.resident_bytes), ((2 << 20) - page_size(), page_size()));
+    assert_eq!(arena_memory(&arena), page_size());
+    assert_eq!(load(&arena, 3 * page_size()), !image[3 * page_size()]);
 }
 
 /// Where the image is mostly zeroes, the kernel would give it pages that nobody is charged for.

@@ -198,14 +198,13 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Drops the batch's `pages`, all of lent chunks: the kernel fills them again, whatever they were.
+    /// Drops the batch's `pages`, all of lent chunks: the kernel fills them again, whatever they were. Pages
+    /// without a bit stay so: they are not charged, and out of reach, since a recall failed half-way.
     fn empty_lent(&self, pages: Range<usize>) -> Result<(), Errno> {
         protect::drop_pages(self.region, pages)?;
         for chunk in self.iter() {
             let all = 0..self.region.pages_of(chunk.index).len();
-            let resident = chunk.resident.clear(all.clone());
-            chunk.lend().set(all);
-            self.region.ledger.revert(resident as u64);
+            lend::lend_resident(self.region, &chunk, all);
         }
         Ok(())
     }
@@ -302,4 +301,43 @@ fn drop_pages(region: &Region, pages: Range<usize>) -> Result<(), Errno> {
         protect::close(region, pages.clone())?;
     }
     protect::drop_pages(region, pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Template;
+    use crate::page::page_size;
+
+    /// A chunk whose recall failed half-way is lent still, but not all of it: what is not is not charged,
+    /// and emptying it must not say so.
+    #[test]
+    fn emptying_what_is_lent_charges_nothing() {
+        let template = Template::bytes(&vec![7; 4 << 20]).unwrap().shared().unwrap();
+        let builder = Arena::builder(8 << 20).template(template).backend(Backend::Mprotect);
+        let arena = builder.reserve().unwrap();
+        for page in [3, 90, 200, 300, 400] {
+            // SAFETY: the page is within the arena, which nobody else uses.
+            unsafe { arena.as_ptr().add(page * page_size()).write(1) };
+        }
+        assert_eq!(arena.measure().unwrap().lent_bytes, (2 << 20) - 5 * page_size());
+        let region = arena.region();
+        let chunk = region.tables.chunk(0).unwrap();
+        assert!(chunk.state.is_lent());
+        // As the recall does until it fails.
+        protect::close(region, 410..420).unwrap();
+        let recalled = chunk.lend().clear(410..420);
+        region.ledger.release(0, recalled as u64);
+        // SAFETY: nobody has a reference into the arena.
+        unsafe { arena.reset().unwrap() };
+        let stats = arena.stats();
+        assert_eq!((stats.resident_bytes, stats.lent_bytes), (0, (2 << 20) - 10 * page_size()));
+        // SAFETY: as above.
+        unsafe {
+            assert_eq!(arena.as_ptr().add(415 * page_size()).read(), 7);
+            arena.discard(0..arena.len()).unwrap();
+        }
+        let stats = arena.stats();
+        assert_eq!((stats.resident_bytes, stats.lent_bytes), (0, 0));
+    }
 }

@@ -111,9 +111,33 @@ fn take_over(region: &Region) -> Result<()> {
     if region.backend == Backend::Mprotect {
         return Ok(());
     }
-    let (start, len) = range(region);
-    let shared = region.source.shared_pages() << region.page_shift;
-    engine::register(start, len, shared, region.is_second).map(drop)
+    register(region)
+}
+
+/// Has the touches of a region be noticed, except of what is lent: the kernel goes on filling that by
+/// itself, and the books go on saying so. No mapping is divided that was not in the parent.
+fn register(region: &Region) -> Result<()> {
+    let (mut page, mut chunk) = (0, 0);
+    while let Some(index) = lend::next_lent_from(region, chunk) {
+        chunk = index + 1;
+        // A mark may be left of a chunk that was taken back.
+        if region.tables.chunk(index).is_some_and(|chunk| chunk.state.is_lent()) {
+            let lent = region.pages_of(index);
+            register_pages(region, page..lent.start)?;
+            page = lent.end;
+        }
+    }
+    register_pages(region, page..region.pages)
+}
+
+fn register_pages(region: &Region, pages: Range<usize>) -> Result<()> {
+    if pages.is_empty() {
+        return Ok(());
+    }
+    let shift = region.page_shift;
+    let shared = region.source.shared_pages().clamp(pages.start, pages.end) - pages.start;
+    let (start, len) = (region.address_of(pages.start), pages.len() << shift);
+    engine::register(start, len, shared << shift, region.is_second).map(drop)
 }
 
 /// Takes note that nothing is present in a region.

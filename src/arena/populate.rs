@@ -14,6 +14,7 @@ use crate::fault::resolve::{fill_whole, is_accessible, pause};
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use crate::fault::track::admit;
+use crate::fault::want::Want;
 use crate::sys;
 use core::ops::Range;
 use core::ptr;
@@ -202,7 +203,7 @@ fn fill_gaps(region: &Region, chunk: &Chunk<'_>, part: &Part) -> Result<Attempt,
             Charge::Exhausted if chunk.is_present(start) => continue,
             Charge::Exhausted => return Ok(Attempt::Exhausted),
         };
-        match add(region, chunk, start..start + pages, *access).stopped_by {
+        match add(region, chunk, start..start + pages, Want::ahead_of(*access)).stopped_by {
             None => {}
             Some(Errno::EEXIST) if region.backing.is_shared() => match adopt(region, chunk, part) {
                 Some(attempt) => return Ok(attempt),
@@ -267,7 +268,7 @@ fn install_again(
         if unsafe { sys::resident(address(page)) } == Ok(true) {
             continue;
         }
-        match fill(region, first + page..first + page + 1, Access::Write).stopped_by {
+        match fill(region, first + page..first + page + 1, Want::Memory).stopped_by {
             None | Some(Errno::EEXIST | Errno::EAGAIN | Errno::EINTR | Errno::EBUSY) => {}
             Some(Errno::EFAULT) => {
                 return Err(Cause::Kind(unreadable(region, first + page)));

@@ -1,12 +1,12 @@
 //! Installing pages: one run of absent pages, by as few system calls as their content allows.
 
 use super::backend::Backend;
-use super::decode::Access;
 use super::protect;
 use super::region::Region;
 use super::source::{Buffers, Content, Source, Zeroes};
 use super::tables::Chunk;
-use super::track::{copy_mode, note_install};
+use super::track::{copy_mode, note_written, touch};
+use super::want::Want;
 use super::{ZEROES, uffd};
 use crate::uffd::{ContinueMode, CopyMode, Progress, ZeropageMode};
 use core::ops::Range;
@@ -37,20 +37,18 @@ const ATTEMPTS: u32 = 8;
 /// Installs `pages` of `chunk`, all of them absent, from the first on: records what came of it and
 /// settles the promise of `pages.len()` pages that the caller, a filler of the chunk, holds.
 #[inline(always)]
-pub(crate) fn add(
-    region: &Region,
-    chunk: &Chunk<'_>,
-    pages: Range<usize>,
-    access: Access,
-) -> Filled {
+pub(crate) fn add(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, want: Want) -> Filled {
     let promised = pages.len() as u64;
     let first = region.pages_of(chunk.index).start;
     region.tables.summary().set(chunk.index);
     if region.track.is_on() {
-        note_install(region, chunk.index, pages.clone(), access);
+        touch(region, chunk.index);
     }
     let run = first.wrapping_add(pages.start)..first.wrapping_add(pages.end);
-    let filled = fill(region, run, access);
+    let filled = fill(region, run, want);
+    if want == Want::Write && region.track.is_on() {
+        note_written(region, chunk.index, pages.start, &filled);
+    }
 
     let lent = pages.start.wrapping_add(filled.resident);
     // A page that another process has discarded meanwhile may be recorded already.
@@ -70,7 +68,7 @@ pub(crate) fn add(
 /// gets pages of its own. No run goes across the end of a shared image. Where a template ends, zeroes
 /// follow to the end of the reservation, so the pages with memory come first.
 #[inline(always)]
-pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Filled {
+pub(crate) fn fill(region: &Region, pages: Range<usize>, want: Want) -> Filled {
     let mut filled = Filled::default();
     let mut attempts = ATTEMPTS;
     loop {
@@ -80,9 +78,9 @@ pub(crate) fn fill(region: &Region, pages: Range<usize>, access: Access) -> Fill
             return filled;
         }
         let step = match region.backend {
-            Backend::Userfaultfd if region.source.is_made() => install_made(region, page),
-            Backend::Userfaultfd => install(region, page, left, access),
-            Backend::Mprotect => protect::install(region, page, left, access),
+            Backend::Userfaultfd if region.source.is_made() => install_made(region, page, want),
+            Backend::Userfaultfd => install(region, page, left, want),
+            Backend::Mprotect => protect::install(region, page, left, want),
         };
         match step.lent {
             true => filled.lent = filled.lent.wrapping_add(step.pages),
@@ -123,11 +121,11 @@ impl Step {
 
 /// One system call's worth of pages from `page` on, at most `left`.
 #[inline(never)]
-fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
+fn install(region: &Region, page: usize, left: usize, want: Want) -> Step {
     let content = region.source.at(page, region.page_shift);
-    let zeroes = match access {
-        Access::Read => zero_pages(region, &content, left),
-        Access::Write => 0,
+    let zeroes = match want {
+        Want::Show => zero_pages(region, &content, left),
+        Want::Memory | Want::Write => 0,
     };
     if zeroes > 0 {
         return zeropage(region, page, zeroes);
@@ -135,7 +133,7 @@ fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
     let (from, pages) = match content {
         // Made elsewhere.
         Content::Generated => return Step::stopped(Errno::EFAULT),
-        Content::Shared { pages, .. } if access == Access::Read => {
+        Content::Shared { pages, .. } if want == Want::Show => {
             return show(region, page, left.min(pages));
         }
         // Written at once: one fault instead of two.
@@ -145,7 +143,7 @@ fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
             (ZEROES.get(), pages.min(Zeroes::PAGES))
         }
     };
-    copy(region, page, from, left.min(pages))
+    copy(region, page, from, left.min(pages), want)
 }
 
 /// How many of `left` pages may show the kernel's zero page when they are read. What is not memory must come
@@ -168,13 +166,13 @@ fn has_zero_page(region: &Region) -> bool {
 
 /// The same of one page that a page function makes.
 #[inline(never)]
-fn install_made(region: &Region, page: usize) -> Step {
-    generate(region, page, |from, pages| copy(region, page, from, pages))
+fn install_made(region: &Region, page: usize, want: Want) -> Step {
+    generate(region, page, |from, pages| copy(region, page, from, pages, want))
 }
 
 /// Copies `pages` pages to where they are absent.
 #[inline(always)]
-fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
+fn copy(region: &Region, page: usize, from: *const u8, pages: usize, want: Want) -> Step {
     let uffd = match uffd() {
         Ok(uffd) => uffd,
         Err(errno) => return Step::stopped(errno),
@@ -182,7 +180,7 @@ fn copy(region: &Region, page: usize, from: *const u8, pages: usize) -> Step {
     let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     let len = pages.wrapping_shl(region.page_shift);
     let mode = match region.track.is_on() {
-        true => copy_mode(region, page, pages),
+        true => copy_mode(region, page, pages, want),
         false => CopyMode::DONTWAKE,
     };
     // SAFETY: the target lies in a reservation of ours, whose absent pages promise this content;

@@ -6,6 +6,7 @@
 //! limit on mappings, shared with the whole process, so lending stops at a share of it.
 
 use super::backend::Backend;
+use super::bits::Snapshot;
 use super::ledger::Charge;
 use super::pagemap::{Page, Pagemap};
 use super::protect;
@@ -216,7 +217,7 @@ pub(crate) fn reconcile(
 ) -> Result<(), Errno> {
     pagemap.visit(region, chunk.index, &mut |pages, page| match page {
         _ if pages.is_empty() => {}
-        Page::Absent if region.backend == Backend::Mprotect => {
+        Page::Absent if region.backend == Backend::Mprotect && !chunk.state.is_lent() => {
             correct_absent(region, chunk, pagemap, pages);
         }
         _ => correct(region, chunk, pages, page),
@@ -235,28 +236,31 @@ fn correct(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, page: Page) 
             ledger.adopt(new.saturating_sub(lent) as u64);
         }
         // The kernel may replace memory that holds zeroes by its zero page.
-        Page::Common => {
-            let resident = chunk.resident.clear(pages.clone());
-            if resident > 0 {
-                chunk.lend().set(pages);
-                ledger.revert(resident as u64);
-            }
-        }
-        // Dropped behind our back, as madvise(2) on the range would; or, if lent, not there yet.
+        Page::Common => lend_resident(region, chunk, pages),
+        // Not there yet, or dropped behind our back: the kernel fills it again, so it stays charged.
+        Page::Absent if chunk.state.is_lent() => lend_resident(region, chunk, pages),
+        // Dropped behind our back, as madvise(2) on the range would.
         Page::Absent => {
             ledger.release(chunk.resident.clear(pages.clone()) as u64, 0);
-            if !chunk.state.is_lent() {
-                ledger.release(0, chunk.lent().map_or(0, |lent| lent.clear(pages)) as u64);
-            }
+            ledger.release(0, chunk.lent().map_or(0, |lent| lent.clear(pages)) as u64);
         }
     }
 }
 
-/// The same for absent pages that are accessible: they are only once that has been taken back.
-fn correct_absent(region: &Region, chunk: &Chunk<'_>, pagemap: &Pagemap, pages: Range<usize>) {
-    if chunk.state.is_lent() {
-        return;
+/// Has those of `pages` of a chunk that are resident be lent, as its owner: no other is charged for.
+pub(crate) fn lend_resident(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>) {
+    let mut resident = Snapshot::EMPTY;
+    resident.insert(pages);
+    let resident = resident.and(&chunk.resident.load());
+    if !resident.is_empty() {
+        chunk.lend().add(&resident);
+        region.ledger.revert(chunk.resident.remove(&resident) as u64);
     }
+}
+
+/// The same for absent pages of a chunk that is not lent, where they are accessible: they are absent only once
+/// that has been taken back.
+fn correct_absent(region: &Region, chunk: &Chunk<'_>, pagemap: &Pagemap, pages: Range<usize>) {
     let first = region.pages_of(chunk.index).start;
     for page in pages {
         let is_missing = || {

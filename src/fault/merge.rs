@@ -1,11 +1,11 @@
 //! Where runs of present pages are mappings, a process has room for so many. When the kernel has none
 //! left, the gaps between the runs of some chunk are filled, so that they become one.
 
-use super::decode::Access;
 use super::fill::add;
 use super::ledger::Charge;
 use super::region::Region;
 use super::tables::Chunk;
+use super::want::Want;
 use crate::atomic::Ordering;
 use core::ops::Range;
 use nix::errno::Errno;
@@ -86,7 +86,7 @@ fn fill_gap(region: &Region, chunk: &Chunk<'_>, gap: Range<usize>) -> bool {
     match region.ledger.charge(wanted, region.budget) {
         Charge::Promised(promised) if promised == wanted => {
             // All buffers of a page function may be in use.
-            matches!(add(region, chunk, gap, Access::Write).stopped_by, None | Some(Errno::EBUSY))
+            matches!(add(region, chunk, gap, Want::Memory).stopped_by, None | Some(Errno::EBUSY))
         }
         Charge::Promised(promised) => {
             region.ledger.settle(promised, 0, 0);

@@ -55,6 +55,7 @@ pub(crate) mod tables;
 pub(crate) mod track;
 pub(crate) mod tuning;
 pub(crate) mod violation;
+pub(crate) mod want;
 pub(crate) mod window;
 
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering};

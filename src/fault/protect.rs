@@ -15,6 +15,7 @@ use super::resolve::is_accessible;
 use super::source::{Content, Zeroes};
 use super::tables::Chunk;
 use super::violation::Refusal;
+use super::want::Want;
 use crate::atomic::{AtomicU32, Ordering};
 use crate::page::CHUNK;
 use crate::sys::{self, seam::Call};
@@ -53,16 +54,16 @@ pub(crate) unsafe fn write(target: usize, from: *const u8, len: usize) -> Result
 
 /// Installs pages from `page` on, at most `left` of them.
 #[inline(never)]
-pub(super) fn install(region: &Region, page: usize, left: usize, access: Access) -> Step {
+pub(super) fn install(region: &Region, page: usize, left: usize, want: Want) -> Step {
     let copy = |from: *const u8, pages: usize| copy(region, page, from, pages);
     match region.source.at(page, region.page_shift) {
-        Content::Zero => by_kernel(region, page, left, access),
+        Content::Zero => by_kernel(region, page, left, want),
         // What may not be memory must come last in a run, see `fill::fill`.
-        Content::Hole { pages } if left <= pages => by_kernel(region, page, left, access),
+        Content::Hole { pages } if left <= pages => by_kernel(region, page, left, want),
         Content::Hole { pages } => copy(ZEROES.get(), left.min(pages).min(Zeroes::PAGES)),
         Content::Shared { pages, .. } | Content::SharedHole { pages } => {
-            let mut step = by_kernel(region, page, left.min(pages), access);
-            if step.lent && access == Access::Write {
+            let mut step = by_kernel(region, page, left.min(pages), want);
+            if step.lent && want != Want::Show {
                 // What follows may be memory, which `Filled` has first: another turn, then.
                 step.stopped_by = Some(step.stopped_by.unwrap_or(Errno::EINTR));
             }
@@ -110,19 +111,19 @@ fn write_pages(region: &Region, page: usize, from: *const u8, pages: usize) -> S
 /// Installs `pages` pages of zeroes, or of a shared image: accessible memory that the kernel fills. It
 /// does so at once, or else, where it cannot (before Linux 5.14), at the next touch, without a signal.
 #[inline(always)]
-fn by_kernel(region: &Region, page: usize, pages: usize, access: Access) -> Step {
+fn by_kernel(region: &Region, page: usize, pages: usize, want: Want) -> Step {
     if let Err(errno) = open(region, page..page.wrapping_add(pages)) {
         let opened = keep_opened(region, page..page.wrapping_add(pages));
         return Step { pages: opened, lent: true, stopped_by: Some(errno) };
     }
-    let advice = match access {
-        Access::Read => libc::MADV_POPULATE_READ,
-        Access::Write => libc::MADV_POPULATE_WRITE,
+    let advice = match want {
+        Want::Show => libc::MADV_POPULATE_READ,
+        Want::Memory | Want::Write => libc::MADV_POPULATE_WRITE,
     };
     let start = ptr::with_exposed_provenance_mut(region.address_of(page));
     // SAFETY: populating changes no content, and the pages are a reservation's of ours.
     let populated = unsafe { sys::advise(start, pages.wrapping_shl(region.page_shift), advice) };
-    Step { pages, lent: access == Access::Read || populated.is_err(), stopped_by: None }
+    Step { pages, lent: want == Want::Show || populated.is_err(), stopped_by: None }
 }
 
 /// Fills a whole chunk, of which nothing is present, with a huge page if the kernel has one; tells how

@@ -15,6 +15,7 @@ use super::tables::Chunk;
 use super::track::{admit_past_limit, admit_writer};
 use super::tuning::LONELY_PAGES;
 use super::violation::Refusal;
+use super::want::Want;
 use crate::sys;
 use core::ops::Range;
 use nix::errno::Errno;
@@ -288,7 +289,7 @@ fn attempt(
     };
     let window = shrink(window, page, promised);
     let (start, len) = (window.start, window.len());
-    let filled = add(region, chunk, window, access);
+    let filled = add(region, chunk, window, Want::of_fault(access, len));
     match filled.stopped_by {
         _ if start.wrapping_add(filled.pages()) > page => Attempt::Resolved,
         // All buffers of the page function are in use.
@@ -335,7 +336,7 @@ fn verify(
         return if protected { Err(Refusal::Protected) } else { Ok(()) };
     }
     let errno = match chunk.is_present(page) {
-        true => match install_again(region, page_index, access) {
+        true => match install_again(region, chunk, page, access) {
             Ok(()) => return Ok(()),
             Err(errno) => errno,
         },
@@ -352,14 +353,28 @@ fn verify(
     }
 }
 
-/// Installs a page that is counted and charged already, so nothing is recorded again: somebody has
-/// dropped it.
+/// Installs page `index` of a chunk, which is counted and charged already: somebody has dropped it, or the
+/// kernel has, which may do so with what other memory holds as well. What was lent and is read is lent
+/// again; what becomes memory is counted as that.
 #[cold]
 #[inline(never)]
-fn install_again(region: &Region, page: usize, access: Access) -> Result<(), Errno> {
+fn install_again(
+    region: &Region,
+    chunk: &Chunk<'_>,
+    index: usize,
+    access: Access,
+) -> Result<(), Errno> {
+    let page = region.pages_of(chunk.index).start.saturating_add(index);
+    let is_lent = chunk.lent().is_some_and(|lent| lent.get(index));
+    let want = if is_lent { Want::ahead_of(access) } else { Want::Memory };
     let mut result = Err(Errno::EAGAIN);
     for _ in 0..ATTEMPTS {
-        let filled = fill(region, alone(page), Access::Write);
+        let filled = fill(region, alone(page), want);
+        if filled.resident > 0 {
+            chunk.resident.set(alone(index));
+            // Of several fillers, one counts it.
+            region.ledger.convert(u64::from(chunk.lend().clear_one(index)));
+        }
         result = match filled.stopped_by {
             _ if filled.pages() == 1 => Ok(()),
             Some(Errno::EBUSY) | None => Ok(()),

@@ -9,11 +9,13 @@
 
 use super::bits::{PageBits, Snapshot};
 use super::decode::Access;
+use super::fill::Filled;
 use super::region::Region;
 use super::resolve::{is_accessible, pause};
 use super::summary::{self, Summary};
 use super::tables::Chunk;
 use super::uffd;
+use super::want::Want;
 use crate::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::lock::Mutex;
 use crate::sys;
@@ -258,35 +260,37 @@ impl Region {
     }
 }
 
-/// Takes note, before `pages` of a chunk are installed, that the next rollback has to look there. One that is
-/// about to be written alone counts as written, where noticing that later would take a signal.
+/// Takes note that page `page` of a chunk, which was `filled` for a thread that is about to write it, is
+/// written, where noticing that would take a signal. As a filler, before the page's bit is set: who finds
+/// that finds this as well.
 #[cold]
 #[inline(never)]
-pub(super) fn note_install(region: &Region, index: usize, pages: Range<usize>, access: Access) {
-    if pages.len() == 1
-        && access == Access::Write
+pub(super) fn note_written(region: &Region, index: usize, page: usize, filled: &Filled) {
+    if filled.pages() > 0
         && region.track.is_by_signal()
         && let Some(marks) = region.marks(index)
     {
-        marks.written.set(pages);
+        marks.written.set(page..page.wrapping_add(1));
     }
-    touch(region, index);
 }
 
-/// Has the next rollback look at chunk `index`. Kept out of the frames that it is called from.
+/// Has the next rollback look at chunk `index`, before pages of it are installed. Kept out of the frames that
+/// it is called from.
+#[cold]
 #[inline(never)]
-fn touch(region: &Region, index: usize) {
+pub(super) fn touch(region: &Region, index: usize) {
     if let Some(touched) = region.touched() {
         touched.set(index);
     }
 }
 
 /// How `pages` pages from `page` on are installed while there is a checkpoint: protected, so that
-/// nothing but a write counts as one. One that counts as written already need not be.
+/// nothing but a write counts as one. One that counts as written already, or is about to, need not be.
 #[cold]
 #[inline(never)]
-pub(super) fn copy_mode(region: &Region, page: usize, pages: usize) -> CopyMode {
-    match pages == 1 && is_marked(region, page) {
+pub(super) fn copy_mode(region: &Region, page: usize, pages: usize, want: Want) -> CopyMode {
+    let is_write = want == Want::Write && region.track.is_by_signal();
+    match is_write || pages == 1 && is_marked(region, page) {
         true => CopyMode::DONTWAKE,
         false => CopyMode::DONTWAKE | CopyMode::WP,
     }
