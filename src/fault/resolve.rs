@@ -338,6 +338,8 @@ fn verify(
     let errno = match chunk.is_present(page) {
         true => match install_again(region, chunk, page, access) {
             Ok(()) => return Ok(()),
+            // The kernel fills the chunk by itself, so it is not that the page is missing.
+            Err(Errno::ENOENT) => errno,
             Err(errno) => errno,
         },
         false => errno,
@@ -384,6 +386,8 @@ fn install_again(
         };
         match result {
             Err(errno) if may_pass(region, errno) => pause(1_000_000),
+            // Somebody may drop it again between the two; or something is in the way.
+            Err(Errno::EEXIST) => pause(10_000),
             _ => break,
         }
     }
