@@ -176,7 +176,8 @@ fn dropped_pages_of_a_lent_chunk_stay_charged() {
     assert_eq!(stats.resident_bytes, touched.len() * page_size());
     let start = arena.as_ptr().wrapping_add(2 * CHUNK);
     // SAFETY: nobody has a reference into the arena.
-    assert_eq!(unsafe { libc::madvise(start.cast(), CHUNK, libc::MADV_DONTNEED) }, 0);
+    let dropped = unsafe { libc::madvise(start.cast(), CHUNK, libc::MADV_DONTNEED) };
+    assert_eq!(dropped, 0);
     let stats = arena.measure().unwrap();
     assert_eq!((stats.resident_bytes, stats.lent_bytes), (0, CHUNK));
     touched.iter().for_each(|page| write(&arena, *page, 1));

@@ -313,7 +313,7 @@ mod tests {
     /// and emptying it must not say so.
     #[test]
     fn emptying_what_is_lent_charges_nothing() {
-        let template = Template::bytes(&vec![7; 4 << 20]).unwrap().shared().unwrap();
+        let template = Template::bytes(vec![7; 4 << 20]).unwrap().shared().unwrap();
         let builder = Arena::builder(8 << 20).template(template).backend(Backend::Mprotect);
         let arena = builder.reserve().unwrap();
         for page in [3, 90, 200, 300, 400] {

@@ -5,7 +5,8 @@ use super::protect;
 use super::region::Region;
 use super::source::{Buffers, Content, Source, Zeroes};
 use super::tables::Chunk;
-use super::track::{copy_mode, note_written, touch};
+use super::track::touch;
+use super::tracked;
 use super::want::Want;
 use super::{ZEROES, uffd};
 use crate::uffd::{ContinueMode, CopyMode, Progress, ZeropageMode};
@@ -46,9 +47,6 @@ pub(crate) fn add(region: &Region, chunk: &Chunk<'_>, pages: Range<usize>, want:
     }
     let run = first.wrapping_add(pages.start)..first.wrapping_add(pages.end);
     let filled = fill(region, run, want);
-    if want == Want::Write && region.track.is_on() {
-        note_written(region, chunk.index, pages.start, &filled);
-    }
 
     let lent = pages.start.wrapping_add(filled.resident);
     // A page that another process has discarded meanwhile may be recorded already.
@@ -78,7 +76,10 @@ pub(crate) fn fill(region: &Region, pages: Range<usize>, want: Want) -> Filled {
             return filled;
         }
         let step = match region.backend {
-            Backend::Userfaultfd if region.source.is_made() => install_made(region, page, want),
+            Backend::Userfaultfd if region.track.is_on() => {
+                tracked::install(region, page, left, want)
+            }
+            Backend::Userfaultfd if region.source.is_made() => install_made(region, page),
             Backend::Userfaultfd => install(region, page, left, want),
             Backend::Mprotect => protect::install(region, page, left, want),
         };
@@ -130,20 +131,29 @@ fn install(region: &Region, page: usize, left: usize, want: Want) -> Step {
     if zeroes > 0 {
         return zeropage(region, page, zeroes);
     }
-    let (from, pages) = match content {
-        // Made elsewhere.
-        Content::Generated => return Step::stopped(Errno::EFAULT),
-        Content::Shared { pages, .. } if want == Want::Show => {
-            return show(region, page, left.min(pages));
-        }
+    if let Content::Shared { pages, .. } = content
+        && want == Want::Show
+    {
+        return show(region, page, left.min(pages));
+    }
+    match memory(&content) {
+        Some((from, pages)) => copy(region, page, from, left.min(pages), CopyMode::DONTWAKE),
+        None => Step::stopped(Errno::EFAULT),
+    }
+}
+
+/// Where there are bytes to copy, and for how many pages; `None` of what is made.
+#[inline(always)]
+pub(super) fn memory(content: &Content) -> Option<(*const u8, usize)> {
+    match *content {
+        Content::Generated => None,
         // Written at once: one fault instead of two.
-        Content::Bytes { from, pages } | Content::Shared { from, pages } => (from, pages),
-        Content::Zero => (ZEROES.get(), Zeroes::PAGES),
+        Content::Bytes { from, pages } | Content::Shared { from, pages } => Some((from, pages)),
+        Content::Zero => Some((ZEROES.get(), Zeroes::PAGES)),
         Content::Hole { pages } | Content::SharedHole { pages } => {
-            (ZEROES.get(), pages.min(Zeroes::PAGES))
+            Some((ZEROES.get(), pages.min(Zeroes::PAGES)))
         }
-    };
-    copy(region, page, from, left.min(pages), want)
+    }
 }
 
 /// How many of `left` pages may show the kernel's zero page when they are read. What is not memory must come
@@ -158,31 +168,33 @@ fn zero_pages(region: &Region, content: &Content, left: usize) -> usize {
     }
 }
 
-/// Whether the kernel's zero page may stand for zeroes: it cannot be installed protected.
+/// Whether the kernel's zero page may stand for zeroes.
 #[inline(always)]
 fn has_zero_page(region: &Region) -> bool {
-    region.backing.is_ordinary() && !region.track.is_on()
+    region.backing.is_ordinary()
 }
 
 /// The same of one page that a page function makes.
 #[inline(never)]
-fn install_made(region: &Region, page: usize, want: Want) -> Step {
-    generate(region, page, |from, pages| copy(region, page, from, pages, want))
+fn install_made(region: &Region, page: usize) -> Step {
+    generate(region, page, |from, pages| copy(region, page, from, pages, CopyMode::DONTWAKE))
 }
 
 /// Copies `pages` pages to where they are absent.
 #[inline(always)]
-fn copy(region: &Region, page: usize, from: *const u8, pages: usize, want: Want) -> Step {
+pub(super) fn copy(
+    region: &Region,
+    page: usize,
+    from: *const u8,
+    pages: usize,
+    mode: CopyMode,
+) -> Step {
     let uffd = match uffd() {
         Ok(uffd) => uffd,
         Err(errno) => return Step::stopped(errno),
     };
     let target = core::ptr::with_exposed_provenance_mut(region.address_of(page));
     let len = pages.wrapping_shl(region.page_shift);
-    let mode = match region.track.is_on() {
-        true => copy_mode(region, page, pages, want),
-        false => CopyMode::DONTWAKE,
-    };
     // SAFETY: the target lies in a reservation of ours, whose absent pages promise this content;
     // the source is memory of a template, at least as long.
     Step::of(region, false, unsafe { uffd.copy(target, from, len, mode) })

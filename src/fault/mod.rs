@@ -53,6 +53,7 @@ pub(crate) mod stored;
 pub(crate) mod summary;
 pub(crate) mod tables;
 pub(crate) mod track;
+mod tracked;
 pub(crate) mod tuning;
 pub(crate) mod violation;
 pub(crate) mod want;

@@ -336,12 +336,14 @@ fn verify(
         return if protected { Err(Refusal::Protected) } else { Ok(()) };
     }
     let errno = match chunk.is_present(page) {
-        true => match install_again(region, chunk, page, access) {
-            Ok(()) => return Ok(()),
-            // The kernel fills the chunk by itself, so it is not that the page is missing.
-            Err(Errno::ENOENT) => errno,
-            Err(errno) => errno,
-        },
+        true => {
+            match install_again(region, page_index, access, wanted_again(chunk, page, access)) {
+                Ok(()) => return Ok(()),
+                // The kernel fills the chunk by itself, so it is not that the page is missing.
+                Err(Errno::ENOENT) => errno,
+                Err(errno) => errno,
+            }
+        }
         false => errno,
     };
     match errno {
@@ -355,28 +357,24 @@ fn verify(
     }
 }
 
-/// Installs page `index` of a chunk, which is counted and charged already: somebody has dropped it, or the
-/// kernel has, which may do so with what other memory holds as well. What was lent and is read is lent
-/// again; what becomes memory is counted as that.
+/// What page `index` of a chunk, which is counted already, is installed again as: what is lent and read takes
+/// no memory again. What is lent and written may become memory without being counted as that.
+#[inline(never)]
+fn wanted_again(chunk: &Chunk<'_>, index: usize, access: Access) -> Want {
+    match chunk.lent().is_some_and(|lent| lent.get(index)) {
+        true => Want::ahead_of(access),
+        false => Want::Memory,
+    }
+}
+
+/// Installs a page that is counted and charged already, so nothing is recorded again: somebody has
+/// dropped it, or the kernel has, which may do so with what it finds elsewhere as well.
 #[cold]
 #[inline(never)]
-fn install_again(
-    region: &Region,
-    chunk: &Chunk<'_>,
-    index: usize,
-    access: Access,
-) -> Result<(), Errno> {
-    let page = region.pages_of(chunk.index).start.saturating_add(index);
-    let is_lent = chunk.lent().is_some_and(|lent| lent.get(index));
-    let want = if is_lent { Want::ahead_of(access) } else { Want::Memory };
+fn install_again(region: &Region, page: usize, access: Access, want: Want) -> Result<(), Errno> {
     let mut result = Err(Errno::EAGAIN);
     for _ in 0..ATTEMPTS {
         let filled = fill(region, alone(page), want);
-        if filled.resident > 0 {
-            chunk.resident.set(alone(index));
-            // Of several fillers, one counts it.
-            region.ledger.convert(u64::from(chunk.lend().clear_one(index)));
-        }
         result = match filled.stopped_by {
             _ if filled.pages() == 1 => Ok(()),
             Some(Errno::EBUSY) | None => Ok(()),

@@ -9,17 +9,15 @@
 
 use super::bits::{PageBits, Snapshot};
 use super::decode::Access;
-use super::fill::Filled;
 use super::region::Region;
 use super::resolve::{is_accessible, pause};
 use super::summary::{self, Summary};
 use super::tables::Chunk;
 use super::uffd;
-use super::want::Want;
 use crate::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::lock::Mutex;
 use crate::sys;
-use crate::uffd::{CopyMode, WriteProtectMode};
+use crate::uffd::WriteProtectMode;
 use core::ops::Range;
 use core::ptr;
 use core::slice;
@@ -260,20 +258,6 @@ impl Region {
     }
 }
 
-/// Takes note that page `page` of a chunk, which was `filled` for a thread that is about to write it, is
-/// written, where noticing that would take a signal. As a filler, before the page's bit is set: who finds
-/// that finds this as well.
-#[cold]
-#[inline(never)]
-pub(super) fn note_written(region: &Region, index: usize, page: usize, filled: &Filled) {
-    if filled.pages() > 0
-        && region.track.is_by_signal()
-        && let Some(marks) = region.marks(index)
-    {
-        marks.written.set(page..page.wrapping_add(1));
-    }
-}
-
 /// Has the next rollback look at chunk `index`, before pages of it are installed. Kept out of the frames that
 /// it is called from.
 #[cold]
@@ -284,23 +268,20 @@ pub(super) fn touch(region: &Region, index: usize) {
     }
 }
 
-/// How `pages` pages from `page` on are installed while there is a checkpoint: protected, so that
-/// nothing but a write counts as one. One that counts as written already, or is about to, need not be.
-#[cold]
-#[inline(never)]
-pub(super) fn copy_mode(region: &Region, page: usize, pages: usize, want: Want) -> CopyMode {
-    let is_write = want == Want::Write && region.track.is_by_signal();
-    match is_write || pages == 1 && is_marked(region, page) {
-        true => CopyMode::DONTWAKE,
-        false => CopyMode::DONTWAKE | CopyMode::WP,
-    }
-}
-
 /// Whether page `page` of the reservation is marked as written.
-fn is_marked(region: &Region, page: usize) -> bool {
+pub(super) fn is_marked(region: &Region, page: usize) -> bool {
     let shift = region.chunk_page_shift();
     let index = page & region.chunk_pages().wrapping_sub(1);
     region.marks(page >> shift).is_some_and(|marks| marks.written.get(index))
+}
+
+/// Marks page `page` of the reservation, which was installed for a thread that is about to write it. As a
+/// filler, before the bit that says it is present is set: who finds that finds the mark as well.
+pub(super) fn note_written(region: &Region, page: usize) {
+    let index = page & region.chunk_pages().wrapping_sub(1);
+    if let Some(marks) = region.marks(page >> region.chunk_page_shift()) {
+        marks.written.set(index..index.saturating_add(1));
+    }
 }
 
 /// Has page `page`, which a thread is about to write, be writable. False if that cannot be had.
