@@ -2,11 +2,11 @@
 # Measures, and writes BENCHMARKS.md and its picture from what was measured: all benchmarks, which takes
 # half an hour on a quiet machine, or those that are named.
 #
-#   bash benches/publish.sh [first_touch] [scattered] [discard] [rollback] [growth] [arenas] [throughput] [programs]
+#   bash benches/publish.sh [first_touch] [scattered] [discard] [rollback] [pool] [image] [growth] [arenas] [throughput] [programs]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 published=benches/published
-all="first_touch scattered discard rollback growth arenas throughput programs"
+all="first_touch scattered discard rollback pool image growth arenas throughput programs"
 
 # What a benchmark prints, under its command and what it ran on.
 publish() {
