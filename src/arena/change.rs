@@ -4,10 +4,10 @@ use super::Arena;
 use crate::fault::REGISTRY;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
-use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use crate::fork::current_thread;
+use crate::sys::pause;
 
 impl Arena {
     /// Holds on to the region, as a fault does: a fork in another thread waits for it, and is

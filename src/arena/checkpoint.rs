@@ -3,12 +3,13 @@
 use super::{Arena, descriptors, inherit};
 use crate::Errno;
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::admit::{drop_saved, protect, save};
 use crate::fault::backend::Backend;
 use crate::fault::bits::Snapshot;
 use crate::fault::region::Region;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
-use crate::fault::track::{Marks, Tracking, drop_saved, protect, save};
+use crate::fault::track::{Marks, Tracking};
 use crate::lock::MutexGuard;
 use crate::sys;
 

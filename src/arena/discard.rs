@@ -3,16 +3,16 @@
 use super::{Arena, inherit};
 use crate::Errno;
 use crate::error::{Error, Operation, Result};
+use crate::fault::admit::{note_discarded, save_held};
 use crate::fault::backend::Backend;
 use crate::fault::bits::Snapshot;
 use crate::fault::lend;
 use crate::fault::protect;
 use crate::fault::region::Region;
-use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
-use crate::fault::track::{note_discarded, save_held};
 use crate::fault::tuning::DISCARD_BATCH;
+use crate::sys::pause;
 use core::mem::ManuallyDrop;
 use core::ops::Range;
 

@@ -8,7 +8,7 @@ use super::{descriptors, inherit, mprotect};
 use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
-use crate::fault::lend::MAPPINGS;
+use crate::fault::mappings::MAPPINGS;
 use crate::fault::region::Region;
 use crate::fault::signals::Signal;
 use crate::fault::source::Zeroes;
@@ -76,7 +76,7 @@ pub(super) fn set_mappings_to_lend() {
     const DEFAULT: usize = 65_530;
     let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
     let limit = limit.and_then(|text| text.trim().parse().ok()).unwrap_or(DEFAULT);
-    MAPPINGS.most.store(limit / MAPPINGS_SHARE, Ordering::Relaxed);
+    MAPPINGS.allow(limit / MAPPINGS_SHARE);
 }
 
 /// Maps the zeroes, every page of them present; this also tells whether the kernel has the advice

@@ -12,6 +12,7 @@ use crate::atomic::{AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
 use crate::fault::backing::Backing;
+use crate::fault::mappings::MAPPINGS;
 use crate::fault::region::HUGE_PAUSED;
 use crate::fault::region::Region;
 use crate::fault::{lend, protect};
@@ -164,7 +165,7 @@ fn empty(region: &Region) -> Result<()> {
     region.tables.start_anew();
     region.ledger.clear();
     region.counters.clear();
-    lend::forget(region);
+    MAPPINGS.forget(region);
     region.hand.store(0, Ordering::Relaxed);
     Ok(())
 }

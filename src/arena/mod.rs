@@ -55,7 +55,7 @@ pub(crate) use stats::Bytes;
 use crate::atomic::{AtomicU32, Ordering, UnsafeCell, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::backend::Backend;
-use crate::fault::lend;
+use crate::fault::mappings::MAPPINGS;
 use crate::fault::region::Region;
 use crate::fault::track::Tracking;
 use crate::lock::Mutex;
@@ -306,7 +306,7 @@ impl Drop for Arena {
             return;
         }
         let mut registrar = REGISTRAR.lock();
-        lend::forget(self.region());
+        MAPPINGS.forget(self.region());
         // SAFETY: the seat came from `publish`, with this span, and the arena is dropped once.
         unsafe { registrar.retire(self.seat, self.span) };
     }

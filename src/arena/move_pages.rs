@@ -16,11 +16,11 @@ use crate::fault::ledger::Charge;
 use crate::fault::lend;
 use crate::fault::region::Region;
 use crate::fault::registry::{Lookup, Pinned};
-use crate::fault::resolve::pause;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
 use crate::fork::current_thread;
 use crate::page::page_size;
+use crate::sys::pause;
 use core::ops::Range;
 use core::ptr;
 

@@ -3,6 +3,7 @@
 use super::Arena;
 use crate::Errno;
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::admit::admit;
 use crate::fault::backend::Backend;
 use crate::fault::decode::Access;
 use crate::fault::fill::{add, fill};
@@ -10,12 +11,13 @@ use crate::fault::ledger::Charge;
 use crate::fault::lend::is_exhausted;
 use crate::fault::merge::merge_any;
 use crate::fault::region::Region;
-use crate::fault::resolve::{fill_whole, is_accessible, pause};
+use crate::fault::resolve::fill_whole;
 use crate::fault::signals::SignalsBlocked;
 use crate::fault::tables::Chunk;
-use crate::fault::track::admit;
+use crate::fault::verify::is_accessible;
 use crate::fault::want::Want;
 use crate::sys;
+use crate::sys::pause;
 use core::ops::Range;
 use core::ptr;
 

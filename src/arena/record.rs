@@ -7,8 +7,8 @@ use super::{Arena, inherit};
 use crate::atomic::{AtomicU64, Ordering, fence};
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::log::{Closed, decode};
-use crate::fault::resolve::pause;
 use crate::page::{page_size, round_up};
+use crate::sys::pause;
 
 impl Arena {
     /// Starts to record the order in which pages are touched first, to [`replay`](Self::replay) it in

@@ -1,10 +1,11 @@
 //! What a rollback does with the pages of one chunk: a plan, and restoring what was written.
 
 use crate::atomic::Ordering;
+use crate::fault::admit::mark_saved;
 use crate::fault::bits::Snapshot;
 use crate::fault::region::Region;
 use crate::fault::source::Content;
-use crate::fault::track::{Marks, mark_saved};
+use crate::fault::track::Marks;
 use core::ptr;
 
 /// Pages of a chunk that are looked at ahead: more would push each other out again.

@@ -6,8 +6,9 @@ use super::{Arena, engine};
 use crate::Errno;
 use crate::atomic::Ordering;
 use crate::error::{Error, ErrorKind, Operation, Result};
+use crate::fault::admit::write_protect;
 use crate::fault::region::{HUGE_PAUSED, Region};
-use crate::fault::track::{Layout, write_protect};
+use crate::fault::track::Layout;
 use crate::fork::current_thread;
 use crate::uffd::{Ioctls, WriteProtectMode};
 

@@ -10,6 +10,7 @@ use super::violation::{self, Refusal, Violation};
 use super::{REGISTRY, chain, resolve};
 use crate::fork::current_thread;
 use crate::process;
+use crate::sys::pause;
 use core::mem;
 use libc::{c_int, c_void, siginfo_t};
 use nix::errno::Errno;
@@ -184,7 +185,7 @@ unsafe fn handle(signal: Signal, info: *const siginfo_t, context: *const c_void)
         Lookup::Retry if !process::is_armed() => return false,
         Lookup::Retry => {
             // An arena is going, or a fork is about to happen: neither takes long.
-            resolve::pause(10_000);
+            pause(10_000);
             return true;
         }
     };

@@ -1,37 +1,21 @@
 //! Lending: a chunk of zeroes, or of a shared image, that keeps faulting here and there is
 //! unregistered, so that the kernel fills it by itself, and charged as a whole; and recalling: it
 //! is registered again, and charged for what it has become.
-//!
-//! A lent chunk in the midst of others that are not splits a mapping in three. The kernel has a
-//! limit on mappings, shared with the whole process, so lending stops at a share of it.
 
 use super::backend::Backend;
 use super::bits::Snapshot;
 use super::ledger::Charge;
+use super::mappings::MAPPINGS;
 use super::pagemap::{Page, Pagemap};
 use super::protect;
 use super::region::Region;
 use super::tables::Chunk;
 use super::uffd_of;
-use crate::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use crate::atomic::{Ordering, fence};
 use crate::uffd::RegisterMode;
 use core::ops::Range;
 use core::ptr;
 use nix::errno::Errno;
-
-/// The mappings that lending has made, and how many it may make. Runs of lent chunks are counted
-/// within words of 64, so the count is never below the truth.
-pub(crate) struct Mappings {
-    used: AtomicUsize,
-    pub(crate) most: AtomicUsize,
-}
-
-/// Of the process.
-pub(crate) static MAPPINGS: Mappings =
-    Mappings { used: AtomicUsize::new(0), most: AtomicUsize::new(0) };
-
-/// A run of lent chunks splits one mapping into three.
-const PER_RUN: usize = 2;
 
 /// Lends a chunk as its owner, if the budget and the mappings have room.
 pub(crate) fn lend(region: &Region, chunk: &Chunk<'_>) -> bool {
@@ -201,14 +185,6 @@ pub(crate) fn next_lent_from(region: &Region, from: usize) -> Option<usize> {
     }
 }
 
-/// Takes a region's share out of the count of mappings: its arena is going, or has nothing lent in
-/// a forked child.
-pub(crate) fn forget(region: &Region) {
-    // Relaxed: as in `adjust`.
-    let share = region.mappings.swap(0, Ordering::Relaxed);
-    MAPPINGS.used.fetch_sub(share, Ordering::Relaxed);
-}
-
 /// Brings the bits and counters of a chunk in line with the kernel's view, as its owner.
 pub(crate) fn reconcile(
     region: &Region,
@@ -309,7 +285,7 @@ fn unregister(region: &Region, index: usize) -> usize {
         return count;
     }
     // Most likely there are no more mappings to be had.
-    MAPPINGS.most.store(MAPPINGS.used.load(Ordering::Relaxed), Ordering::Relaxed);
+    MAPPINGS.stop();
     match region.backend {
         Backend::Userfaultfd => 0,
         Backend::Mprotect => protect::count_opened(region, pages).min(count.saturating_sub(1)),
@@ -336,81 +312,4 @@ fn span(region: &Region, index: usize) -> (*mut u8, usize) {
     let pages = region.pages_of(index);
     let start = ptr::with_exposed_provenance_mut(region.address_of(pages.start));
     (start, pages.len().wrapping_shl(region.page_shift))
-}
-
-impl Mappings {
-    /// Marks a chunk as lent, if the mappings that takes are to be had. Beside a lent chunk it
-    /// takes none, between two it saves some.
-    fn reserve(&self, region: &Region, chunk: usize) -> bool {
-        self.reserve_in(&region.mappings, region.tables.lent_chunks(), chunk)
-    }
-
-    /// Marks a chunk as not lent.
-    fn release(&self, region: &Region, chunk: usize) {
-        self.release_in(&region.mappings, region.tables.lent_chunks(), chunk);
-    }
-
-    fn reserve_in(&self, share: &AtomicUsize, words: &[AtomicU64], chunk: usize) -> bool {
-        let Some(word) = words.get(chunk / 64) else { return false };
-        let bit = 1 << (chunk % 64);
-        let now = word.load(Ordering::Relaxed);
-        let is_run = runs(now | bit) > runs(now);
-        if is_run && self.used.load(Ordering::Relaxed) >= self.most.load(Ordering::Relaxed) {
-            return false;
-        }
-        // Relaxed: a count, and bits that only help to find chunks.
-        let before = word.fetch_or(bit, Ordering::Relaxed);
-        self.adjust(share, before, before | bit);
-        true
-    }
-
-    fn release_in(&self, share: &AtomicUsize, words: &[AtomicU64], chunk: usize) {
-        let Some(word) = words.get(chunk / 64) else { return };
-        let bit = 1 << (chunk % 64);
-        let before = word.fetch_and(!bit, Ordering::Relaxed);
-        self.adjust(share, before, before & !bit);
-    }
-
-    fn adjust(&self, share: &AtomicUsize, before: u64, after: u64) {
-        let (before, after) = (runs(before), runs(after));
-        let change = PER_RUN.wrapping_mul(after.wrapping_sub(before));
-        share.fetch_add(change, Ordering::Relaxed);
-        self.used.fetch_add(change, Ordering::Relaxed);
-    }
-}
-
-/// Runs of set bits.
-fn runs(word: u64) -> usize {
-    (word & !(word << 1)).count_ones() as usize
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mappings_count_runs() {
-        let mappings = Mappings { used: AtomicUsize::new(7), most: AtomicUsize::new(11) };
-        let words = [AtomicU64::new(0), AtomicU64::new(0)];
-        let share = AtomicUsize::new(0);
-        let used = || {
-            let share = share.load(Ordering::Relaxed);
-            assert_eq!(mappings.used.load(Ordering::Relaxed), 7 + share);
-            share
-        };
-        let reserve = |chunk| mappings.reserve_in(&share, &words, chunk);
-        assert!(reserve(3));
-        assert!(reserve(5));
-        assert_eq!(used(), 4);
-        assert!(!reserve(64), "full");
-        assert!(reserve(4), "joins two runs");
-        assert_eq!(used(), 2);
-        assert!(reserve(64));
-        mappings.release_in(&share, &words, 4);
-        assert_eq!(used(), 6);
-        for chunk in [3, 5, 64] {
-            mappings.release_in(&share, &words, chunk);
-        }
-        assert_eq!(used(), 0);
-    }
 }

@@ -25,6 +25,7 @@
     )
 )]
 
+pub(crate) mod admit;
 pub(crate) mod backend;
 pub(crate) mod backing;
 pub(crate) mod bits;
@@ -39,6 +40,7 @@ pub(crate) mod layers;
 pub(crate) mod ledger;
 pub(crate) mod lend;
 pub(crate) mod log;
+pub(crate) mod mappings;
 pub(crate) mod merge;
 pub(crate) mod pagemap;
 pub(crate) mod protect;
@@ -55,6 +57,7 @@ pub(crate) mod tables;
 pub(crate) mod track;
 mod tracked;
 pub(crate) mod tuning;
+pub(crate) mod verify;
 pub(crate) mod violation;
 pub(crate) mod want;
 pub(crate) mod window;

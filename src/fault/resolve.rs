@@ -1,22 +1,22 @@
 //! The policy: what to install for a fault, and when not to.
 
+use super::admit::{admit_past_limit, admit_writer};
 use super::backend::Backend;
 use super::bits::Snapshot;
 use super::decode::Access;
-use super::fill::{add, fill};
+use super::fill::add;
 use super::huge::{fill_chunk, fill_chunk_in_place};
 use super::ledger::Charge;
 use super::lend::{is_exhausted, lend};
 use super::merge::merge_any;
-use super::protect;
 use super::region::{Counters, Region};
 use super::source::Content;
 use super::tables::Chunk;
-use super::track::{admit_past_limit, admit_writer};
 use super::tuning::LONELY_PAGES;
+use super::verify::verify;
 use super::violation::Refusal;
 use super::want::Want;
-use crate::sys;
+use crate::sys::pause;
 use core::ops::Range;
 use nix::errno::Errno;
 
@@ -51,7 +51,7 @@ enum Attempt {
 
 /// How often the kernel may refuse one page for a reason that may pass, a millisecond apart, before
 /// that is a violation.
-const ATTEMPTS: u32 = 10;
+pub(super) const ATTEMPTS: u32 = 10;
 
 /// Makes page `page` of the reservation accessible, or says why it must not be. `Ok` means: let
 /// the instruction run again. It may fault again, but each such round is one in which another
@@ -181,7 +181,7 @@ fn decide_beside_poison(region: &Region, chunk: &Chunk<'_>, page: usize, access:
 }
 
 /// The page and nothing else.
-fn alone(page: usize) -> Range<usize> {
+pub(super) fn alone(page: usize) -> Range<usize> {
     page..page.saturating_add(1)
 }
 
@@ -231,7 +231,7 @@ fn install(
 
 /// Whether the kernel may do later what it refuses now. A mapping that it does not have comes from
 /// nowhere but us.
-fn may_pass(region: &Region, errno: Errno) -> bool {
+pub(super) fn may_pass(region: &Region, errno: Errno) -> bool {
     match errno {
         Errno::ENOMEM => region.backend == Backend::Userfaultfd,
         Errno::EAGAIN | Errno::EINTR => true,
@@ -303,129 +303,4 @@ fn attempt(
 fn shrink(window: Range<usize>, page: usize, pages: usize) -> Range<usize> {
     let start = page.min(window.end.saturating_sub(pages)).max(window.start);
     start..start.saturating_add(pages)
-}
-
-/// Makes sure that a page which is said to be present, and not poisoned, can be accessed: that
-/// another thread has just installed it, or the kernel can, and the instruction will not fault on
-/// it for ever.
-///
-/// What stands in the way may be a marker that somebody left behind our back (write protection,
-/// poison, a guard), or the page may have been dropped behind our back: then it is installed again.
-#[inline(never)]
-fn verify(
-    region: &Region,
-    chunk: &Chunk<'_>,
-    page: usize,
-    access: Access,
-    errno: Errno,
-) -> Result<(), Refusal> {
-    if chunk.is_poisoned(page) {
-        return Err(Refusal::Poisoned);
-    }
-    Counters::count(&region.counters.raced);
-    let page_index = region.pages_of(chunk.index).start.saturating_add(page);
-    if region.backend == Backend::Mprotect {
-        return protect::verify(region, chunk, page, access, errno);
-    }
-    let tracked = access == Access::Write && region.track.is_by_signal();
-    // The kernel cannot write to a protected page.
-    let asked = if tracked { Access::Read } else { access };
-    if is_accessible(region, page_index, asked) {
-        // Unless present by its bit, it is as good as: somebody is about to set it.
-        let protected = tracked && chunk.is_present(page);
-        return if protected { Err(Refusal::Protected) } else { Ok(()) };
-    }
-    let errno = match chunk.is_present(page) {
-        true => {
-            match install_again(region, page_index, access, wanted_again(chunk, page, access)) {
-                Ok(()) => return Ok(()),
-                // The kernel fills the chunk by itself, so it is not that the page is missing.
-                Err(Errno::ENOENT) => errno,
-                Err(errno) => errno,
-            }
-        }
-        false => errno,
-    };
-    match errno {
-        // UFFDIO_COPY says so too when the pool of huge pages is empty (seen on Linux 6.18), as it does
-        // of a page that is there and cannot be written, having to be copied.
-        Errno::EEXIST if region.backing.is_huge() => Err(Refusal::OutOfMemory),
-        // Another process had installed it, and has discarded it since.
-        Errno::EEXIST if was_discarded(region, page_index) => Ok(()),
-        Errno::ENOMEM => Err(Refusal::OutOfMemory),
-        errno => Err(Refusal::Unresolvable(errno)),
-    }
-}
-
-/// What page `index` of a chunk, which is counted already, is installed again as: what is lent and read takes
-/// no memory again. What is lent and written may become memory without being counted as that.
-#[inline(never)]
-fn wanted_again(chunk: &Chunk<'_>, index: usize, access: Access) -> Want {
-    match chunk.lent().is_some_and(|lent| lent.get(index)) {
-        true => Want::ahead_of(access),
-        false => Want::Memory,
-    }
-}
-
-/// Installs a page that is counted and charged already, so nothing is recorded again: somebody has
-/// dropped it, or the kernel has, which may do so with what it finds elsewhere as well.
-#[cold]
-#[inline(never)]
-fn install_again(region: &Region, page: usize, access: Access, want: Want) -> Result<(), Errno> {
-    let mut result = Err(Errno::EAGAIN);
-    for _ in 0..ATTEMPTS {
-        let filled = fill(region, alone(page), want);
-        result = match filled.stopped_by {
-            _ if filled.pages() == 1 => Ok(()),
-            Some(Errno::EBUSY) | None => Ok(()),
-            // Another thread was faster, or another process.
-            Some(Errno::EEXIST) if is_accessible(region, page, access) => Ok(()),
-            Some(errno) => Err(errno),
-        };
-        match result {
-            Err(errno) if may_pass(region, errno) => pause(1_000_000),
-            // Somebody may drop it again between the two; or something is in the way.
-            Err(Errno::EEXIST) => pause(10_000),
-            _ => break,
-        }
-    }
-    result
-}
-
-/// Whether the memory is shared with other processes, and does not have a page now. There are no
-/// markers in page tables that could look the same: only this library could have put them there.
-#[cold]
-#[inline(never)]
-fn was_discarded(region: &Region, page: usize) -> bool {
-    let start = core::ptr::with_exposed_provenance_mut(region.address_of(page));
-    // SAFETY: the page is one of a reservation of ours.
-    region.backing.is_shared() && unsafe { sys::resident(start) } == Ok(false)
-}
-
-/// Asks the kernel to fault the page in by itself, as madvise(2) MADV_POPULATE_READ or _WRITE does
-/// without changing it (since Linux 5.14). EFAULT means that it could only raise SIGBUS again, and
-/// EHWPOISON that the page is poisoned; any other failure is one that the instruction meets without
-/// us.
-pub(crate) fn is_accessible(region: &Region, page: usize, access: Access) -> bool {
-    let advice = match access {
-        Access::Read => libc::MADV_POPULATE_READ,
-        Access::Write => libc::MADV_POPULATE_WRITE,
-    };
-    let start = core::ptr::with_exposed_provenance_mut(region.address_of(page));
-    // SAFETY: populating changes no content, and the page is part of a reservation of ours.
-    let result = unsafe { sys::advise(start, 1 << region.page_shift, advice) };
-    match region.backend {
-        Backend::Userfaultfd => !matches!(result, Err(Errno::EFAULT | Errno::EHWPOISON)),
-        // EINVAL there: the protection does not allow it.
-        Backend::Mprotect => !matches!(result, Err(Errno::EFAULT | Errno::EINVAL)),
-    }
-}
-
-/// Lets other threads run. Sleeping, unlike sched_yield(2), also lets those run whose priority is
-/// lower.
-#[inline(never)]
-pub(crate) fn pause(nanoseconds: i64) {
-    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
-    // SAFETY: the time is valid; the remainder is not asked for.
-    unsafe { libc::nanosleep(&raw const time, core::ptr::null_mut()) };
 }

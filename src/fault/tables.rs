@@ -8,9 +8,9 @@
 
 use super::bits::{BITS, PageBits, Snapshot};
 use super::chunk::ChunkState;
-use super::resolve::pause;
 use super::summary::{self, Summary};
 use crate::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sys::pause;
 use core::ops::Range;
 use core::ptr::NonNull;
 use core::slice;

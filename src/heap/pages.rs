@@ -10,8 +10,8 @@
 use crate::Errno;
 use crate::arena::Mapping;
 use crate::fault::ledger::{Charge, Ledger};
-use crate::fault::resolve::pause;
 use crate::sys;
+use crate::sys::pause;
 use core::ptr;
 use nix::sys::mman::{MapFlags, ProtFlags};
 

@@ -5,7 +5,7 @@ use super::stats::PoolStats;
 use crate::arena::{Arena, ArenaBuilder};
 use crate::atomic::{AtomicPtr, AtomicU32, Ordering};
 use crate::error::{Error, ErrorKind, Operation, Result};
-use crate::fault::resolve::pause;
+use crate::sys::pause;
 use core::ptr;
 
 /// The arenas of a pool, and which of them are idle.

@@ -49,6 +49,15 @@ pub(crate) unsafe fn ioctl<T>(
     Errno::result(result as c_int)
 }
 
+/// Lets other threads run: nanosleep(2), which, unlike sched_yield(2), also lets those run whose priority is
+/// lower. Whether it sleeps for so long is nobody's concern, so it has no seam.
+#[inline(never)]
+pub(crate) fn pause(nanoseconds: i64) {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: nanoseconds };
+    // SAFETY: the time is valid; the remainder is not asked for.
+    unsafe { libc::nanosleep(&raw const time, core::ptr::null_mut()) };
+}
+
 /// openat(2) of a file of the system's, close-on-exec; by syscall(2), as above.
 pub(crate) fn open(call: Call, path: &CStr, flags: c_int) -> Result<OwnedFd, Errno> {
     seam::pass(call)?;

@@ -1,5 +1,7 @@
 //! What an untouched page contains.
 
+mod plain;
+mod repeat;
 mod stored;
 
 pub(crate) use stored::StoredImage;
@@ -10,14 +12,11 @@ use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::source::{PageFunction, Source};
 use crate::fault::stored::GROUP;
 use crate::image::FILL_MAX;
-use crate::page::{page_size, round_up};
-use crate::sys::{self, seam::Call};
+use crate::page::page_size;
 use core::{fmt, ptr};
-use nix::errno::Errno;
+use plain::Image;
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// What an untouched page of an arena contains: zeroes, a repeated value, an image from bytes or a
@@ -36,21 +35,6 @@ enum Kind {
     Stored { image: Arc<StoredImage> },
     Generate(PageFunction),
 }
-
-/// The bytes that an arena starts with; zeroes follow.
-struct Image {
-    /// The whole pages, from this offset of the mapping on.
-    body: Option<(Mapping, usize)>,
-    /// The last page, if the image ends within one: a copy, zeroes after the image's end.
-    tail: Option<Mapping>,
-    len: usize,
-    /// Whether the body is a file's.
-    mapped: bool,
-}
-
-/// Bytes that one system call copies of a repeated value: more would hardly be faster, and cost
-/// memory for each template.
-const REPEAT_SPAN: usize = 64 << 10;
 
 impl Template {
     /// Zeroes, as fresh memory has them. Reading them costs no memory.
@@ -83,11 +67,9 @@ impl Template {
         if period == 0 {
             return Err(Error::new(Operation::Template, ErrorKind::ZeroSized));
         }
-        let too_long = Error::new(Operation::Template, ErrorKind::TooLong).value(period);
-        let len = period.checked_add(REPEAT_SPAN.max(page_size())).ok_or(too_long)?;
         // SAFETY: the value is so long.
-        let buffer = unsafe { repeated(ptr::from_ref(value).cast(), period, len) }?;
-        Ok(Self(match is_zero(&buffer, period) {
+        let buffer = unsafe { repeat::buffer(ptr::from_ref(value).cast(), period) }?;
+        Ok(Self(match repeat::is_zero(&buffer, period) {
             true => Kind::Zero,
             false => Kind::Repeat { buffer: Arc::new(buffer), period },
         }))
@@ -110,19 +92,7 @@ impl Template {
         if bytes.is_empty() {
             return Ok(Self::zero());
         }
-        let whole = bytes.len() - bytes.len() % page_size();
-        let copy = |bytes: &[u8]| {
-            let mapping = Mapping::zeroed(bytes.len().next_multiple_of(page_size()))?;
-            // SAFETY: the mapping is new and at least as long as the bytes.
-            unsafe {
-                ptr::copy_nonoverlapping(bytes.as_ptr(), mapping.base().as_ptr(), bytes.len());
-            }
-            Ok(mapping)
-        };
-        let (head, rest) = bytes.split_at(whole);
-        let body = if head.is_empty() { None } else { Some((copy(head)?, 0)) };
-        let tail = if rest.is_empty() { None } else { Some(copy(rest)?) };
-        Ok(Self::of_image(Image { body, tail, len: bytes.len(), mapped: false }))
+        Ok(Self(Kind::Image { image: Arc::new(Image::copied(bytes)?) }))
     }
 
     /// The bytes of `file` at the arena's start, and zeroes after them. They are read page by page
@@ -167,21 +137,7 @@ impl Template {
             return Err(bounds);
         }
         let len = usize::try_from(range.end - range.start).map_err(|_| bounds)?;
-        let rest = len % page_size();
-        let whole = len - rest;
-        let body = match whole {
-            0 => None,
-            _ => {
-                let skip = range.start as usize % page_size();
-                let start = range.start - skip as u64;
-                Some((Mapping::file(file.as_fd(), start, whole + skip)?, skip))
-            }
-        };
-        let tail = match rest {
-            0 => None,
-            _ => Some(read_tail(file, range.start + whole as u64, rest)?),
-        };
-        Ok(Self::of_image(Image { body, tail, len, mapped: true }))
+        Ok(Self(Kind::Image { image: Arc::new(Image::mapped(file, range.start, len)?) }))
     }
 
     /// Whatever `function` writes into the page it is given, which is zeroed before: called with
@@ -275,10 +231,6 @@ impl Template {
         }
     }
 
-    fn of_image(image: Image) -> Self {
-        Self(Kind::Image { image: Arc::new(image) })
-    }
-
     /// Bytes that the template defines by itself; an arena must not be shorter.
     pub(crate) fn len(&self) -> usize {
         match &self.0 {
@@ -352,10 +304,8 @@ impl Template {
                 if span > 0 {
                     return Ok((Source::Repeat { buffer: start, period: *period, span }, None));
                 }
-                let too_long = Error::new(Operation::Template, ErrorKind::TooLong).value(*period);
-                let len = period.checked_add(page).ok_or(too_long)?;
                 // SAFETY: the buffer is longer than the value.
-                let own = unsafe { repeated(start, *period, len) }?;
+                let own = unsafe { repeat::filled(start, *period, page) }?;
                 let buffer = own.base().as_ptr();
                 Ok((Source::Repeat { buffer, period: *period, span: 1 }, Some(own)))
             }
@@ -364,79 +314,6 @@ impl Template {
             Kind::Stored { image } => Ok((Source::Stored(image.view()), None)),
         }
     }
-}
-
-impl Image {
-    fn source(&self, page: usize) -> Result<(Source, Option<Mapping>)> {
-        let bytes = self.body.as_ref().map_or(ptr::null(), |(mapping, skip)| {
-            mapping.base().as_ptr().wrapping_add(*skip).cast_const()
-        });
-        let base_tail =
-            self.tail.as_ref().map_or(ptr::null(), |it| it.base().as_ptr().cast_const());
-        let whole = self.len / page;
-        let own = match self.len % page {
-            0 => None,
-            _ if page == page_size() => None,
-            _ => Some(self.large_tail(bytes.wrapping_add(whole * page), base_tail, page)?),
-        };
-        let tail = own.as_ref().map_or(base_tail, |it| it.base().as_ptr().cast_const());
-        Ok((Source::Image { bytes, whole, tail, mapped: self.mapped }, own))
-    }
-
-    /// The last page, of `page` bytes, which the image ends within: bytes of the body from `from` on,
-    /// and those of its last base page at `base_tail`.
-    ///
-    /// In a file, since the body may be one that is cut short, of which a system call can tell.
-    fn large_tail(&self, from: *const u8, base_tail: *const u8, page: usize) -> Result<Mapping> {
-        let error = |errno| Error::os(Operation::Template, errno);
-        let file = sys::memfd(c"lacuna:tail", 0).map_err(error)?;
-        let rest = self.len % page;
-        let in_body = rest - rest % page_size();
-        copy_to(file.as_fd(), from, 0, in_body)?;
-        copy_to(file.as_fd(), base_tail, in_body, rest - in_body)?;
-        sys::set_file_len(file.as_fd(), page).map_err(error)?;
-        Mapping::file(file.as_fd(), 0, page)
-    }
-}
-
-/// Writes `len` bytes from `from` on, which may turn out not to be readable, to a file.
-fn copy_to(file: BorrowedFd<'_>, from: *const u8, offset: usize, len: usize) -> Result<()> {
-    let mut done = 0;
-    while done < len {
-        let (at, left) = (from.wrapping_add(done), len - done);
-        // SAFETY: the file is a new one of ours.
-        let step =
-            unsafe { sys::write_at(Call::WriteFile, file.as_raw_fd(), at, left, offset + done) };
-        match step {
-            Ok(bytes) if bytes > 0 => done += bytes,
-            Ok(_) | Err(Errno::EFAULT) => {
-                return Err(Error::new(Operation::Template, ErrorKind::TemplateUnreadable));
-            }
-            Err(errno) => return Err(Error::os(Operation::Template, errno)),
-        }
-    }
-    Ok(())
-}
-
-/// `len` bytes that repeat the first `period`, which are at `value`.
-///
-/// # Safety
-/// `value` is valid for reads of `period` bytes, `period` is not zero and at most `len`.
-unsafe fn repeated(value: *const u8, period: usize, len: usize) -> Result<Mapping> {
-    let buffer = Mapping::zeroed(len)?;
-    let start = buffer.base().as_ptr();
-    // SAFETY: the buffer is longer than the value, and then than what has been written: each round
-    // doubles the copies, or fills what is left.
-    unsafe {
-        ptr::copy_nonoverlapping(value, start, period);
-        let mut done = period;
-        while done < len {
-            let more = done.min(len - done);
-            ptr::copy_nonoverlapping(start, start.add(done), more);
-            done += more;
-        }
-    }
-    Ok(buffer)
 }
 
 impl fmt::Debug for Template {
@@ -454,12 +331,6 @@ impl fmt::Debug for Template {
     }
 }
 
-/// A buffer of `value`, over and over, as [`Template::repeat`] makes one.
-fn repeat_buffer(value: &[u8]) -> Result<Mapping> {
-    // SAFETY: the value has so many bytes.
-    unsafe { repeated(value.as_ptr(), value.len(), value.len() + REPEAT_SPAN.max(page_size())) }
-}
-
 /// The length of a regular file.
 fn regular_len(file: &File) -> Result<u64> {
     let unreadable = Error::new(Operation::Template, ErrorKind::TemplateUnreadable);
@@ -467,26 +338,4 @@ fn regular_len(file: &File) -> Result<u64> {
         Ok(metadata) if metadata.is_file() => Ok(metadata.len()),
         _ => Err(unreadable),
     }
-}
-
-/// The last bytes of an image, on a page of their own.
-fn read_tail(file: &File, offset: u64, len: usize) -> Result<Mapping> {
-    let mapping = Mapping::zeroed(page_size().max(round_up(len, page_size()).unwrap_or(len)))?;
-    // SAFETY: the mapping is new, zeroed, and at least as long.
-    let bytes = unsafe { core::slice::from_raw_parts_mut(mapping.base().as_ptr(), len) };
-    match file.read_exact_at(bytes, offset) {
-        Ok(()) => Ok(mapping),
-        Err(_) => Err(Error::new(Operation::Template, ErrorKind::TemplateUnreadable)),
-    }
-}
-
-/// Whether a buffer starts with `len` zeroes.
-fn is_zero(buffer: &Mapping, len: usize) -> bool {
-    let start = buffer.base().as_ptr();
-    // A value's padding may be uninitialised, as the compiler sees it; in memory it is bytes.
-    // SAFETY: the empty assembly stands for code that writes the buffer's bytes back as they are:
-    // from here on they are initialised.
-    unsafe { core::arch::asm!("/* {0} */", in(reg) start, options(nostack, preserves_flags)) };
-    // SAFETY: the buffer is at least so long.
-    unsafe { core::slice::from_raw_parts(start, len) }.iter().all(|&byte| byte == 0)
 }

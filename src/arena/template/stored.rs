@@ -1,6 +1,6 @@
 //! Images that arenas were saved to, as templates.
 
-use super::{Kind, Template};
+use super::{Kind, Template, repeat};
 use crate::arena::mapping::Mapping;
 use crate::error::{Error, ErrorKind, Operation, Result};
 use crate::fault::stored::{self, GROUP, Group};
@@ -130,11 +130,12 @@ impl StoredImage {
                 (Some(Mapping::file(file.as_fd(), start, len)?), Some(table(&image.records, used)?))
             }
         };
-        let fill = match superblock.fill.is_empty() {
-            true => None,
-            false => Some(super::repeat_buffer(&superblock.fill)?),
-        };
         let period = superblock.fill.len();
+        let fill = match period {
+            0 => None,
+            // SAFETY: the value has so many bytes.
+            _ => Some(unsafe { repeat::buffer(superblock.fill.as_ptr(), period) }?),
+        };
         let fill_view = fill.as_ref().map_or(stored::Fill::Zero, |buffer| stored::Fill::Repeat {
             buffer: buffer.base().as_ptr(),
             period,
