@@ -5,7 +5,7 @@ mod common;
 use common::memory::Mapping;
 use common::statistics::Random;
 use common::{Contestant, MIB, Sample, Session, page};
-use lacuna::{Pool, Template};
+use lacuna::{Arena, Backend, Pool, Template};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -85,6 +85,17 @@ fn rounds(session: &mut Session, image: &[u8], pages: Pages, threads: usize, whi
         });
         Sample::timed(time, rounds * threads)
     };
+    let mut arenas: Vec<_> = (0..threads).map(|_| remembering(image)).collect();
+    let by_rollback = || {
+        let time = on_threads(arenas.iter_mut().collect(), |arena: &mut Arena, random| {
+            for _ in 0..rounds {
+                write_some(arena.as_ptr(), pages, random);
+                // SAFETY: the arena is this thread's, and nobody has a reference into it.
+                unsafe { arena.rollback() }.expect("there is a checkpoint");
+            }
+        });
+        Sample::timed(time, rounds * threads)
+    };
     session.race(
         &title,
         "round",
@@ -93,8 +104,20 @@ fn rounds(session: &mut Session, image: &[u8], pages: Pages, threads: usize, whi
             Contestant::new("PAGEMAP_SCAN with WP_ASYNC, all of it resident", by_scan),
             Contestant::new("lacuna::Pool", ours(pool(MIB))),
             Contestant::new("lacuna::Pool, keep_resident(0)", ours(pool(0))),
+            Contestant::new("lacuna::Arena::rollback, all of it resident", by_rollback),
         ],
     );
+}
+
+/// An arena that holds the image, and comes back to it by its checkpoint.
+fn remembering(image: &[u8]) -> Arena {
+    // The rivals have small pages.
+    let builder = Arena::builder(IMAGE).backend(Backend::Userfaultfd).huge_pages(false);
+    let template = Template::bytes(image).expect("there is memory");
+    let arena = builder.template(template).reserve().expect("userfaultfd is to be had");
+    arena.populate(0..IMAGE).expect("there is memory");
+    arena.checkpoint().expect("the kernel has write protection");
+    arena
 }
 
 /// Runs `work` in a thread for each of `parts`, and tells how long the longest took.

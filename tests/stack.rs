@@ -127,15 +127,17 @@ fn every_way_to_resolve_a_fault_fits() {
     let made = Arena::builder(1 << 40).template(template.clone()).reserve().unwrap();
     check("a page function", &|| (0..2 * pages).for_each(|page| touch(&made, page, true)));
 
-    let ours = Arena::builder(1 << 30).share().reserve().unwrap();
+    // The second backend has neither shared memory nor huge pages of the pool.
+    let builder = || Arena::builder(1 << 30).backend(Backend::Userfaultfd);
+    let ours = builder().share().reserve().unwrap();
     let file = ours.memfd().unwrap();
-    let theirs = Arena::builder(1 << 30).memfd(&file).reserve().unwrap();
+    let theirs = builder().memfd(&file).reserve().unwrap();
     check("shared memory", &|| (0..40).for_each(|page| touch(&ours, page, true)));
     // SAFETY: nobody has a reference into the arena.
     unsafe { theirs.discard(0..1 << 20) }.unwrap();
     check("shared memory that others discarded", &|| touch(&ours, 9, true));
     if let Some(_pool) = Pool::with(2) {
-        let huge = Arena::builder(1 << 30).page_size(PageSize::Huge).template(template);
+        let huge = builder().page_size(PageSize::Huge).template(template);
         let huge = huge.reserve().unwrap();
         let touches = || (0..2).for_each(|page| touch(&huge, page * pages, true));
         check("huge pages of the pool", &touches);

@@ -37,13 +37,14 @@ fn action(input: &mut Unstructured<'_>) -> Result<Action> {
 }
 
 fn setup(input: &mut Unstructured<'_>) -> Result<Setup> {
-    let content = match input.int_in_range(0..=5u8)? {
+    let content = match input.int_in_range(0..=6u8)? {
         0..3 => Content::Zero,
         3 => Content::Repeat(input.arbitrary()?),
         4 => Content::Image {
             len: input.int_in_range(0..=PAGES * lacuna::page_size())?,
             file: input.arbitrary()?,
         },
+        5 => Content::Shared { len: input.int_in_range(0..=PAGES * lacuna::page_size())? },
         _ => Content::Function,
     };
     Ok(Setup {
