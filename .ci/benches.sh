@@ -9,7 +9,7 @@ if ! { command -v make && command -v cc && command -v c++; } > /dev/null; then
 fi
 cd benches/allocators
 cargo fmt --check
-cargo clippy --release -- -D warnings
+cargo clippy --locked --release -- -D warnings
 for bench in throughput programs; do
     cargo run --release --bin "$bench" -- --quick
 done

@@ -6,8 +6,8 @@ if ! command -v c++ > /dev/null; then
 fi
 cd fuzz
 cargo fmt --check
-cargo clippy --release -- -D warnings
-cargo build --release
+cargo clippy --locked --release -- -D warnings
+cargo build --locked --release
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
 for target in heap arena builder; do

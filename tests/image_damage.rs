@@ -219,7 +219,7 @@ fn other_files_are_no_images() {
         assert_eq!(kind(ImageInfo::verify(&file, 0)), Some(ErrorKind::NotAnImage));
         assert!(Template::file(&file).is_ok());
     }
-    let directory = File::open("src").unwrap();
+    let directory = File::open(".").unwrap();
     assert_eq!(kind(Template::image(&directory)), Some(ErrorKind::TemplateUnreadable));
 }
 
