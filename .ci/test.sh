@@ -24,7 +24,7 @@ check cargo test --release --test stack --test lending --test huge_pages --test 
 
 echo "-- without userfaultfd"
 # The tests that name the backend of their arenas, or have none, would say the same again.
-same='checkpoint|checkpoint_beside|checkpoint_model|first_chance|hugetlb|limits|loom|seam|shared_memory|uffd_.*'
+same='checkpoint|checkpoint_beside|checkpoint_dropped|checkpoint_model|first_chance|hugetlb|limits|loom|seam|shared_memory|uffd_.*'
 names=$(for path in tests/*.rs; do basename "$path" .rs; done
     for path in tests/*/main.rs; do basename "$(dirname "$path")"; done)
 mapfile -t again < <(grep -vxE "$same" <<< "$names")

@@ -7,6 +7,7 @@ use super::protect;
 use super::region::{Counters, Region};
 use super::resolve::{ATTEMPTS, alone, may_pass};
 use super::tables::Chunk;
+use super::track::is_marked;
 use super::violation::Refusal;
 use super::want::Want;
 use crate::sys::{self, pause};
@@ -35,6 +36,10 @@ pub(super) fn verify(
         return protect::verify(region, chunk, page, access, errno);
     }
     let tracked = access == Access::Write && region.track.is_by_signal();
+    if tracked && chunk.is_present(page) && !is_marked(region, page_index) {
+        // Most likely protected. Should it have been dropped as well, it faults again, and is marked then.
+        return Err(Refusal::Protected);
+    }
     // The kernel cannot write to a protected page.
     let asked = if tracked { Access::Read } else { access };
     if is_accessible(region, page_index, asked) {
