@@ -166,3 +166,32 @@ fn checkpoints_that_fail_leave_none() {
     let output = support::in_child("checkpoints_that_fail_leave_none", "child", child);
     support::assert_success(&output);
 }
+
+/// Should lifting the protection fail when a checkpoint is forgotten, each page is seen to when it is written:
+/// also one that somebody has dropped meanwhile.
+#[test]
+fn pages_that_stay_protected_can_be_written() {
+    use lacuna::{Arena, Backend, Tracking, seam};
+    let child = || {
+        let builder = Arena::builder(8 << 20).backend(Backend::Userfaultfd);
+        let arena = builder.tracking(Tracking::Signal).reserve().unwrap();
+        (0..9).for_each(|at| support::store(&arena, at * support::page(), 7));
+        arena.checkpoint().unwrap();
+        seam::fail(Call::WriteProtect, Errno::ENOMEM, 0, 1);
+        arena.forget_checkpoint();
+        seam::clear();
+        // SAFETY: the page is the arena's, and nobody has a reference into it.
+        let dropped = unsafe {
+            let start = arena.as_ptr().add(3 * support::page());
+            libc::madvise(start.cast(), support::page(), libc::MADV_DONTNEED)
+        };
+        assert_eq!(dropped, 0);
+        for at in 0..9 {
+            support::store(&arena, at * support::page() + 1, 5);
+            assert_eq!(support::load(&arena, at * support::page() + 1), 5);
+        }
+        assert_eq!(support::load(&arena, 2 * support::page()), 7);
+    };
+    let output = support::in_child("pages_that_stay_protected_can_be_written", "child", child);
+    support::assert_success(&output);
+}

@@ -36,7 +36,7 @@ pub(super) fn verify(
         return protect::verify(region, chunk, page, access, errno);
     }
     let tracked = access == Access::Write && region.track.is_by_signal();
-    if tracked && chunk.is_present(page) && !is_marked(region, page_index) {
+    if tracked && region.track.is_on() && chunk.is_present(page) && !is_marked(region, page_index) {
         // Most likely protected. Should it have been dropped as well, it faults again, and is marked then.
         return Err(Refusal::Protected);
     }

@@ -14,7 +14,7 @@ const REPEAT_SPAN: usize = 64 << 10;
 /// # Safety
 /// `value` is valid for reads of `period` bytes, which is not zero.
 pub(super) unsafe fn buffer(value: *const u8, period: usize) -> Result<Mapping> {
-    // SAFETY: the caller's word.
+    // SAFETY: as the caller promises.
     unsafe { filled(value, period, REPEAT_SPAN.max(page_size())) }
 }
 
@@ -25,7 +25,7 @@ pub(super) unsafe fn buffer(value: *const u8, period: usize) -> Result<Mapping> 
 pub(super) unsafe fn filled(value: *const u8, period: usize, more: usize) -> Result<Mapping> {
     let too_long = Error::new(Operation::Template, ErrorKind::TooLong).value(period);
     let len = period.checked_add(more).ok_or(too_long)?;
-    // SAFETY: the caller's word, and the length is more than one period.
+    // SAFETY: as the caller promises, and the length is at least one period.
     unsafe { repeated(value, period, len) }
 }
 
