@@ -16,7 +16,7 @@ check() {
 }
 
 # The soak takes 20 seconds where nobody says otherwise.
-export LACUNA_SOAK_SECONDS=60
+export LACUNA_SOAK_SECONDS=40
 check cargo test -- --nocapture
 check cargo test --all-features --test heap_collections
 check cargo test --release --test heap --test heap_model --test global_allocator
@@ -35,7 +35,7 @@ echo "-- with each system call failing: see src/sys/seam.rs"
 RUSTFLAGS="--cfg lacuna_seam" CARGO_TARGET_DIR=target/seam check cargo test --test seam -- --nocapture
 
 echo "-- with the tuning constants shrunk: see src/fault/tuning.rs"
-LACUNA_SOAK_SECONDS=20 LACUNA_CHURN=5000 \
+LACUNA_SOAK_SECONDS=10 LACUNA_CHURN=5000 \
     RUSTFLAGS="--cfg lacuna_shrunk" CARGO_TARGET_DIR=target/shrunk check cargo test \
     --test accounting --test address_space --test arena --test coexist --test contention \
     --test churn --test fork --test fork_policies --test fork_unhooked --test huge_pages \

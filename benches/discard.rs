@@ -3,12 +3,9 @@
 
 mod common;
 
-use common::memory::{Mapping, warm};
+use common::memory::{Mapping, memfd, warm};
 use common::{Contestant, GIB, MIB, Sample, Session, page};
 use lacuna::{Arena, Template};
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant};
 
 /// Bytes of the image, and how many of its pages each round writes.
@@ -114,7 +111,7 @@ fn reset(session: &mut Session) {
     let rounds = session.mode().pick(200, 50, 2);
     let image = vec![7u8; IMAGE];
     let file = memfd(&image);
-    let mapping = private_mapping(&file);
+    let mapping = Mapping::private(&file);
     let plain = move || {
         let start = Instant::now();
         for _ in 0..rounds {
@@ -150,30 +147,6 @@ fn reset(session: &mut Session) {
             Contestant::new("lacuna, keep_resident(1 MiB)", ours(arena(MIB))),
         ],
     );
-}
-
-/// A file in memory with this content.
-fn memfd(content: &[u8]) -> File {
-    // SAFETY: the name is a C string; the descriptor is new and nobody else's.
-    let mut file = unsafe {
-        let descriptor = libc::memfd_create(c"image".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(descriptor >= 0, "memfd_create: {}", std::io::Error::last_os_error());
-        File::from_raw_fd(descriptor)
-    };
-    file.write_all(content).expect("there is memory");
-    file
-}
-
-/// The image, over memory of a mapping of its own.
-fn private_mapping(file: &File) -> Mapping {
-    let mapping = Mapping::small_pages(IMAGE);
-    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: it replaces the mapping, which is new, by one of the same size.
-    let address =
-        unsafe { libc::mmap(mapping.base().cast(), IMAGE, protection, flags, file.as_raw_fd(), 0) };
-    assert_eq!(address.cast(), mapping.base(), "mmap: {}", std::io::Error::last_os_error());
-    mapping
 }
 
 /// Sequential first writes, by one thread and by two that have half each.

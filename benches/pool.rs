@@ -2,13 +2,10 @@
 
 mod common;
 
-use common::memory::Mapping;
+use common::memory::{Mapping, memfd};
 use common::statistics::Random;
 use common::{Contestant, MIB, Sample, Session, page};
 use lacuna::{Arena, Backend, Pool, Template};
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::{Duration, Instant};
 
 #[path = "pool/tracked.rs"]
@@ -48,7 +45,7 @@ fn rounds(session: &mut Session, image: &[u8], pages: Pages, threads: usize, whi
     let s = if threads == 1 { "" } else { "s" };
     let title = format!("acquire, write {which} of 16 MiB, release: {threads} thread{s}");
     let file = memfd(image);
-    let mappings: Vec<_> = (0..threads).map(|_| private_mapping(&file)).collect();
+    let mappings: Vec<_> = (0..threads).map(|_| Mapping::private(&file)).collect();
     let mut tracked: Vec<_> = (0..threads).map(|_| Tracked::new(image)).collect();
     let template = Template::bytes(image).and_then(Template::shared).expect("there is memory");
     let pool = |keep: usize| {
@@ -153,28 +150,4 @@ fn write_some(base: *mut u8, pages: Pages, random: &mut Random) {
         // SAFETY: the image is so long, and the caller's alone.
         unsafe { base.add(offset).write_volatile(2) };
     }
-}
-
-/// A file in memory with this content.
-fn memfd(content: &[u8]) -> File {
-    // SAFETY: the name is a C string; the descriptor is new and nobody else's.
-    let mut file = unsafe {
-        let descriptor = libc::memfd_create(c"image".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(descriptor >= 0, "memfd_create: {}", std::io::Error::last_os_error());
-        File::from_raw_fd(descriptor)
-    };
-    file.write_all(content).expect("there is memory");
-    file
-}
-
-/// The image, over memory of a mapping of its own.
-fn private_mapping(file: &File) -> Mapping {
-    let mapping = Mapping::small_pages(IMAGE);
-    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: it replaces the mapping, which is new, by one of the same size.
-    let address =
-        unsafe { libc::mmap(mapping.base().cast(), IMAGE, protection, flags, file.as_raw_fd(), 0) };
-    assert_eq!(address.cast(), mapping.base(), "mmap: {}", std::io::Error::last_os_error());
-    mapping
 }

@@ -7,7 +7,8 @@ mod support;
 use lacuna::{Arena, ArenaBuilder, ErrorKind, Heap, OnFork, SparseArray, Template, page_size};
 use support::fork::{drop_copy, fork, status_of_fork};
 use support::{
-    arena_rss, assert_success, discard, in_child, load, numbered_pages, read_into, stderr, store,
+    arena_rss, assert_success, discard, in_child, load, numbered_pages, read_into, reset, stderr,
+    store,
 };
 
 const CHUNK: usize = 2 << 20;
@@ -18,11 +19,6 @@ fn wiped(len: usize) -> ArenaBuilder<'static> {
 
 fn forbidden(len: usize) -> ArenaBuilder<'static> {
     Arena::builder(len).name("secret").on_fork(OnFork::Forbid)
-}
-
-fn reset(arena: &Arena) {
-    // SAFETY: nobody has a reference into the arena.
-    unsafe { arena.reset().unwrap() };
 }
 
 #[test]

@@ -7,15 +7,10 @@ mod support;
 use lacuna::{Arena, SparseArray, Template, page_size};
 use support::{
     arena_rss, assert_killed, bytes, discard, fault_signal, file_of, in_child, load, noise,
-    numbered_pages, store,
+    numbered_pages, reset, store,
 };
 
 const LEN: usize = 4 << 20;
-
-fn reset(arena: &Arena) {
-    // SAFETY: no test has a reference into its arena.
-    unsafe { arena.reset() }.unwrap();
-}
 
 /// Whole pages are restored, from every kind of template, across its end.
 #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use support::fork::{fork, raw_fork, status_of_fork};
 use support::{
     arena_memory, arena_rss, assert_killed, assert_success, backend, bytes, discard, fault_signal,
-    file_of, in_child, load, noise, numbered_pages, read_into, stderr, store,
+    file_of, in_child, load, noise, numbered_pages, read_into, reset, stderr, store,
 };
 
 const PAGES: usize = 1000;
@@ -24,11 +24,6 @@ fn shared(bytes: &[u8]) -> Template {
 
 fn arena(template: &Template) -> Arena {
     Arena::builder(16 << 20).template(template.clone()).reserve().unwrap()
-}
-
-fn reset(arena: &Arena) {
-    // SAFETY: no test has a reference into its arena.
-    unsafe { arena.reset() }.unwrap();
 }
 
 #[test]

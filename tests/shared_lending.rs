@@ -8,7 +8,7 @@ use lacuna::{Arena, Backend, Template, page_size};
 use std::ptr;
 use support::fork::fork;
 use support::{
-    arena_memory, arena_rss, assert_success, bytes, discard, in_child, load, noise, store,
+    arena_memory, arena_rss, assert_success, bytes, discard, in_child, load, noise, reset, store,
 };
 
 fn shared(bytes: &[u8]) -> Template {
@@ -17,11 +17,6 @@ fn shared(bytes: &[u8]) -> Template {
 
 fn arena(template: &Template) -> Arena {
     Arena::builder(16 << 20).template(template.clone()).reserve().unwrap()
-}
-
-fn reset(arena: &Arena) {
-    // SAFETY: no test has a reference into its arena.
-    unsafe { arena.reset() }.unwrap();
 }
 
 /// Chunks that are touched here and there are the kernel's to fill, with the image, and stay so.

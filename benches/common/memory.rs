@@ -2,8 +2,9 @@
 
 use super::{MIB, page};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr;
 
 /// Bytes of a huge page, which mappings are aligned to.
@@ -48,6 +49,18 @@ impl Mapping {
     /// Readable and writable memory that the kernel may fill in huge pages.
     pub(crate) fn huge_pages(len: usize) -> Self {
         Self::new(len, libc::PROT_READ | libc::PROT_WRITE, libc::MADV_HUGEPAGE)
+    }
+
+    /// All of a file, mapped privately.
+    pub(crate) fn private(file: &File) -> Self {
+        let mapping = Self::small_pages(file.metadata().expect("it is there").len() as usize);
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let (start, fd) = (mapping.base.cast(), file.as_raw_fd());
+        // SAFETY: it replaces the mapping, which is new, by one of the same size.
+        let address = unsafe { libc::mmap(start, mapping.len, protection, flags, fd, 0) };
+        assert_eq!(address, start, "mmap: {}", std::io::Error::last_os_error());
+        mapping
     }
 
     pub(crate) fn base(&self) -> *mut u8 {
@@ -149,4 +162,16 @@ fn addresses(line: &str) -> Option<Range<usize>> {
 fn kibibytes(text: &str) -> usize {
     let number = text.trim().trim_end_matches("kB").trim();
     number.parse::<usize>().expect("a number of kibibytes") << 10
+}
+
+/// A file in memory with this content.
+pub(crate) fn memfd(content: &[u8]) -> File {
+    // SAFETY: the name is a C string; the descriptor is new and nobody else's.
+    let mut file = unsafe {
+        let descriptor = libc::memfd_create(c"image".as_ptr(), libc::MFD_CLOEXEC);
+        assert!(descriptor >= 0, "memfd_create: {}", std::io::Error::last_os_error());
+        File::from_raw_fd(descriptor)
+    };
+    file.write_all(content).expect("there is memory");
+    file
 }

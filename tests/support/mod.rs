@@ -50,6 +50,12 @@ pub(crate) fn discard(arena: &Arena, range: Range<usize>) {
     unsafe { arena.discard(range) }.unwrap();
 }
 
+/// Brings an arena, of which tests hold no references, back to its template.
+pub(crate) fn reset(arena: &Arena) {
+    // SAFETY: nobody has a reference into the arena, and every byte is valid.
+    unsafe { arena.reset() }.unwrap();
+}
+
 /// The backend of arenas that do not ask for one.
 pub(crate) fn backend() -> Backend {
     Arena::builder(1).reserve().unwrap().backend()

@@ -1,13 +1,12 @@
 //! Ways of coming back to what memory held, after some pages of it were written.
 
-use crate::common::memory::Mapping;
+use crate::common::memory::{Mapping, memfd};
 use crate::common::page;
 use lacuna::uffd::{Features, RegisterMode, Uffd, WriteProtectMode};
 use lacuna::{Arena, Backend, Tracking};
 use linux_raw_sys::general::{PAGE_IS_WRITTEN, PM_SCAN_WP_MATCHING, page_region, pm_scan_arg};
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 
 /// Memory that holds [`BYTE`] everywhere, and comes back to that.
 pub(crate) trait Rewinds {
@@ -43,25 +42,11 @@ pub(crate) fn all() -> Vec<(&'static str, Make)> {
 struct PrivateFile {
     mapping: Mapping,
     populates: bool,
-    _file: File,
 }
 
 fn private_file(len: usize, populates: bool) -> Box<dyn Rewinds> {
-    // SAFETY: the name is a C string; the descriptor is new and nobody else's.
-    let mut file = unsafe {
-        let descriptor = libc::memfd_create(c"rollback".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(descriptor >= 0, "memfd_create: {}", std::io::Error::last_os_error());
-        File::from_raw_fd(descriptor)
-    };
-    file.write_all(&vec![BYTE; len]).expect("there is memory");
-    let mapping = Mapping::small_pages(len);
-    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: it replaces the mapping, which is new, by one of the same size.
-    let address =
-        unsafe { libc::mmap(mapping.base().cast(), len, protection, flags, file.as_raw_fd(), 0) };
-    assert_eq!(address.cast(), mapping.base(), "mmap: {}", std::io::Error::last_os_error());
-    Box::new(PrivateFile { mapping, populates, _file: file })
+    let mapping = Mapping::private(&memfd(&vec![BYTE; len]));
+    Box::new(PrivateFile { mapping, populates })
 }
 
 impl Rewinds for PrivateFile {
