@@ -328,8 +328,11 @@ impl Core {
         let taken = self.shared.lock().territory.take_chunks(chunks(size), align_chunks(align));
         let moved = taken.map(|first| (first, self.move_to(span, first, chunks(size))));
         let Some((first, Moved::There | Moved::SourceLost)) = moved else {
-            // Address space that was lost is never given out again.
             self.pages.ledger().release(0, u64::from(more));
+            // Address space that was lost is never given out again.
+            if let Some((first, Moved::Not)) = moved {
+                self.shared.lock().territory.give_chunks(first, chunks(size));
+            }
             return None;
         };
         // The memory and its charge are the new block's.

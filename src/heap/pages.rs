@@ -190,6 +190,8 @@ pub(crate) enum Moved {
     There,
     /// It is at the target, but something else may lie at the source by now.
     SourceLost,
+    /// It is where it was, and the target is as if never used.
+    Not,
     /// It is where it was, but something else may lie at the target by now.
     TargetLost,
 }
@@ -200,15 +202,20 @@ pub(crate) enum Moved {
 pub(crate) fn move_memory(from: usize, len: usize, to: usize, room: usize) -> Moved {
     // SAFETY: both ranges are the heap's; no block lies at the target, and the one at the source is the
     // caller's, who goes on with the target.
-    let moved = quietly(|| unsafe { sys::remap(at(from), len, at(to), room) });
-    if moved.is_err() {
+    match quietly(|| unsafe { sys::remap(at(from), len, at(to), room) }) {
+        Ok(_) if close_gap(from, len) => Moved::There,
+        Ok(_) => Moved::SourceLost,
+        Err(Errno::EFAULT) if looks_first() => Moved::Not,
         // The kernel may have unmapped the target before it found what was wrong.
-        return Moved::TargetLost;
+        Err(_) if close_gap(to, room) => Moved::Not,
+        Err(_) => Moved::TargetLost,
     }
-    match close_gap(from, len) {
-        true => Moved::There,
-        false => Moved::SourceLost,
-    }
+}
+
+/// Whether the kernel finds that the source is several mappings (EFAULT) before it unmaps the target: seen on
+/// Linux 6.18.
+fn looks_first() -> bool {
+    sys::kernel_release().is_some_and(|release| release >= (6, 18))
 }
 
 /// Puts memory like the rest of the territory in the place of `len` bytes at `address`, whose own goes.
