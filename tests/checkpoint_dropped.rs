@@ -7,7 +7,7 @@ mod support;
 use lacuna::{Arena, Tracking};
 use std::sync::Barrier;
 use support::tracked::{both, builder, rollback, written};
-use support::{load, page, store};
+use support::{drop_behind, load, page, store};
 
 const PAGES: usize = 64;
 
@@ -17,15 +17,6 @@ fn filled(tracking: Tracking) -> Arena {
     arena
 }
 
-fn drop_behind(arena: &Arena, at: usize) {
-    // SAFETY: the page is the arena's, and nobody has a reference into it.
-    let dropped = unsafe {
-        let start = arena.as_ptr().add(at * page());
-        libc::madvise(start.cast(), page(), libc::MADV_DONTNEED)
-    };
-    assert_eq!(dropped, 0);
-}
-
 /// They are written as ever, and known to be.
 #[test]
 fn they_can_be_written() {
@@ -33,7 +24,7 @@ fn they_can_be_written() {
         let arena = filled(tracking);
         arena.checkpoint().unwrap();
         for at in [3, 9] {
-            drop_behind(&arena, at);
+            drop_behind(&arena, at * page()..(at + 1) * page());
             store(&arena, at * page() + 1, 5);
             assert_eq!(load(&arena, at * page() + 1), 5);
         }
@@ -58,7 +49,7 @@ fn threads_write_one_at_once() {
                     for at in (0..2000).map(|round| round % PAGES * page()) {
                         if own == 1 {
                             arena.checkpoint().unwrap();
-                            drop_behind(arena, at / page());
+                            drop_behind(arena, at..at + page());
                         }
                         barrier.wait();
                         store(arena, at + own, 1);

@@ -180,12 +180,7 @@ fn pages_that_stay_protected_can_be_written() {
         seam::fail(Call::WriteProtect, Errno::ENOMEM, 0, 1);
         arena.forget_checkpoint();
         seam::clear();
-        // SAFETY: the page is the arena's, and nobody has a reference into it.
-        let dropped = unsafe {
-            let start = arena.as_ptr().add(3 * support::page());
-            libc::madvise(start.cast(), support::page(), libc::MADV_DONTNEED)
-        };
-        assert_eq!(dropped, 0);
+        support::drop_behind(&arena, 3 * support::page()..4 * support::page());
         for at in 0..9 {
             support::store(&arena, at * support::page() + 1, 5);
             assert_eq!(support::load(&arena, at * support::page() + 1), 5);

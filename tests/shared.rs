@@ -8,8 +8,8 @@ use lacuna::{Arena, Backend, Errno, ErrorKind, OnFork, Template, Window, page_si
 use std::sync::atomic::{AtomicUsize, Ordering};
 use support::fork::{fork, raw_fork, status_of_fork};
 use support::{
-    arena_memory, arena_rss, assert_killed, assert_success, backend, bytes, discard, fault_signal,
-    file_of, in_child, load, noise, numbered_pages, read_into, reset, stderr, store,
+    arena_memory, arena_rss, assert_killed, assert_success, backend, bytes, discard, drop_behind,
+    fault_signal, file_of, in_child, load, noise, numbered_pages, read_into, reset, stderr, store,
 };
 
 const PAGES: usize = 1000;
@@ -390,10 +390,7 @@ fn the_backend_is_the_arenas() {
     if arena.backend() == Backend::Userfaultfd {
         // A page that somebody dropped behind our back comes back.
         store(&arena, 0, 1);
-        // SAFETY: the page is the arena's.
-        let dropped =
-            unsafe { libc::madvise(arena.as_ptr().cast(), page_size(), libc::MADV_DONTNEED) };
-        assert_eq!(dropped, 0);
+        drop_behind(&arena, 0..page_size());
         assert_eq!(load(&arena, 0), image()[0]);
     }
 }

@@ -8,7 +8,8 @@ use lacuna::{Arena, Backend, Template, page_size};
 use std::ptr;
 use support::fork::fork;
 use support::{
-    arena_memory, arena_rss, assert_success, bytes, discard, in_child, load, noise, reset, store,
+    arena_memory, arena_rss, assert_success, bytes, discard, drop_behind, in_child, load, noise,
+    reset, store,
 };
 
 fn shared(bytes: &[u8]) -> Template {
@@ -99,12 +100,7 @@ fn dropped_pages_are_common_again() {
     let image = noise(8 << 20, 9);
     let builder = Arena::builder(16 << 20).backend(Backend::Userfaultfd);
     let arena = builder.template(shared(&image)).reserve().unwrap();
-    let drop_all = || {
-        let start = arena.as_ptr().cast();
-        // SAFETY: nobody has a reference into the arena.
-        let dropped = unsafe { libc::madvise(start, 2 << 20, libc::MADV_DONTNEED) };
-        assert_eq!(dropped, 0);
-    };
+    let drop_all = || drop_behind(&arena, 0..2 << 20);
     assert!(bytes(&arena, 0..2 << 20) == image[..2 << 20]);
     drop_all();
     assert!(bytes(&arena, 0..2 << 20) == image[..2 << 20]);

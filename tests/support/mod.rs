@@ -50,6 +50,14 @@ pub(crate) fn discard(arena: &Arena, range: Range<usize>) {
     unsafe { arena.discard(range) }.unwrap();
 }
 
+/// Drops a range, of which tests hold no references, without the arena's knowing.
+pub(crate) fn drop_behind(arena: &Arena, range: Range<usize>) {
+    let start = arena.as_ptr().wrapping_add(range.start).cast();
+    // SAFETY: nobody has a reference into the arena, and every byte is valid.
+    let dropped = unsafe { libc::madvise(start, range.len(), libc::MADV_DONTNEED) };
+    assert_eq!(dropped, 0, "{}", std::io::Error::last_os_error());
+}
+
 /// Brings an arena, of which tests hold no references, back to its template.
 pub(crate) fn reset(arena: &Arena) {
     // SAFETY: nobody has a reference into the arena, and every byte is valid.

@@ -262,8 +262,7 @@ impl Template {
     /// Whether the template, and not its [`fill`](Self::fill), says what page `page` contains.
     pub(crate) fn defines(&self, page: usize) -> bool {
         match &self.0 {
-            Kind::Image { image } => page < image.len.div_ceil(page_size()),
-            Kind::Shared { image } => page < image.len.div_ceil(page_size()),
+            Kind::Image { .. } | Kind::Shared { .. } => page < self.len().div_ceil(page_size()),
             Kind::Stored { image } => image.place(page).is_some(),
             _ => false,
         }
@@ -272,9 +271,8 @@ impl Template {
     /// Ranges of pages outside of which the template [`defines`](Self::defines) none.
     pub(crate) fn defined(&self) -> Vec<Range<usize>> {
         match &self.0 {
-            Kind::Image { image } => core::iter::once(0..image.len.div_ceil(page_size())).collect(),
-            Kind::Shared { image } => {
-                core::iter::once(0..image.len.div_ceil(page_size())).collect()
+            Kind::Image { .. } | Kind::Shared { .. } => {
+                core::iter::once(0..self.len().div_ceil(page_size())).collect()
             }
             Kind::Stored { image } => {
                 let group = |group: &u64| *group as usize * GROUP..(*group as usize + 1) * GROUP;
